@@ -1,0 +1,3 @@
+"""Pixel contrastive-consistent semi-supervised semantic segmentation in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,231 @@
+"""The schema of a run: every key with its paper default, and the checks that can be made before anything is loaded."""
+
+import json
+import pathlib
+
+import ml_collections
+
+from pc2seg_jax.errors import UserError
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key of a run with the paper's value (VOC 2012, ResNet-50); files in `configs/` override it.
+
+    Batch sizes are global: results do not depend on the number of devices. Lengths are pixels.
+    """
+    c = ml_collections.ConfigDict()
+    c.objective = "pc2seg"  # pc2seg | supervised (the paired baseline: the same run without the unlabelled losses)
+    c.seed = 0  # initial weights, data order, augmentation, dropout and negative sampling
+    c.steps = 30_000
+    c.batch_labeled = 64
+    c.batch_unlabeled = 64  # every unlabelled image is seen in a weak and a strong view
+    c.group_size = 4  # images that share batch-norm statistics and negatives (the paper's replica); 0: the global batch
+    c.init_from = ""  # backbone weights: a file written by pc2seg_jax.pretrain, "textures" (shipped), or "" for none
+
+    c.data = ml_collections.ConfigDict()
+    c.data.dataset = "folder"  # shapes | folder
+    c.data.root = ""  # folder: where images/, masks/ and the lists are
+    c.data.labeled = "labeled.txt"  # folder: list of labelled stems; name inside root, or a path
+    c.data.unlabeled = "train.txt"  # folder: list of images to learn from without masks
+    c.data.val = "val.txt"  # folder: list of evaluation images, with masks
+    c.data.ignore_id = 255  # mask id that counts nowhere
+    c.data.max_side = 0  # folder: shrink so that the longer side is at most this; 0 keeps every size
+    c.data.unlabeled_masks = False  # read masks of unlabelled images for measuring; needed by the oracle strategy
+    c.data.num_labeled = 24  # shapes: labelled images
+    c.data.num_unlabeled = 1000  # shapes: unlabelled images, the labelled ones among them
+    c.data.num_val = 200  # shapes: evaluation images
+    c.data.seed = 0  # shapes: seed of the generator
+
+    c.augment = ml_collections.ConfigDict()
+    c.augment.crop_size = (513, 513)  # height, width; each of the form 16k + 1
+    c.augment.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # one is drawn per image
+    c.augment.flip_probability = 0.5
+    c.augment.brightness = 0.5  # strong view: shift from U[-b, b) on 0..1
+    c.augment.contrast = 0.5  # strong view: factor from U[1-c, 1+c)
+    c.augment.saturation = 0.5  # strong view: factor from U[1-s, 1+s)
+    c.augment.hue = 0.25  # strong view: turn from U[-h, h)
+    c.augment.cutout_size = 100  # strong view: side of the erased square; 0: none
+
+    c.model = ml_collections.ConfigDict()
+    c.model.backbone = "resnet50_beta"
+    c.model.width = 64  # channels of the first convolution; 64 is the paper's network
+    c.model.head_width = 256  # channels of ASPP and decoder
+    c.model.low_level_width = 48  # channels of the decoder's low-level input
+    c.model.output_stride = 16  # 8 | 16
+    c.model.multi_grid = (1, 2, 4)  # dilation factors of the units of block 4
+    c.model.aspp_rates = (6, 12, 18)
+    c.model.dropout_rate = 0.1
+    c.model.backbone_decay = 0.95  # decay of the batch-norm running statistics
+    c.model.head_decay = 0.9997
+    c.model.contrast_layer = "conv5"  # conv3 | conv4 | conv5 | encoder | decoder
+    c.model.projection_dim = 128
+    c.model.dtype = "bfloat16"  # activations; parameters, statistics and losses are float32
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.contrast_weight = 0.3  # lambda_1
+    c.loss.consistency_weight = 1.0  # lambda_2
+    c.loss.contrast_temperature = 0.07  # tau of eq. 4
+    c.loss.sharpening_temperature = 0.5  # divides the weak logits in eq. 3
+    c.loss.num_negatives = 200
+    c.loss.strategy = "different_image_pseudo_label"
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.learning_rate = 0.007
+    c.optim.power = 0.9  # polynomial decay to 0 over all steps
+    c.optim.momentum = 0.9
+    c.optim.weight_decay = 1e-4  # on convolution kernels that are not depthwise
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.batch_size = 8
+    c.eval.size = (0, 0)  # images are padded, never resized, to this height and width; 0: fits the largest val image
+    c.eval.every = 2_000  # steps between evaluations on val, each followed by a checkpoint
+
+    c.log_every = 50
+    return c
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) -> None:
+    """Checks every key that can be checked without data.
+
+    Args:
+      c: a full configuration. choices: the names registered for a key, e.g. {"model.backbone": ("resnet50_beta", ...)}.
+
+    Raises:
+      UserError: naming the key, its value and what it may be.
+    """
+    for key, names in choices.items():
+        value = c
+        for part in key.split("."):
+            value = value[part]
+        _require(value in names, f"config.{key} is {value!r}, expected one of: {', '.join(names)}")
+    positive = (
+        "steps",
+        "batch_labeled",
+        "batch_unlabeled",
+        "log_every",
+        "eval.every",
+        "eval.batch_size",
+        "model.width",
+    )
+    positive += ("model.projection_dim", "loss.num_negatives", "loss.contrast_temperature", "optim.learning_rate")
+    positive += ("loss.sharpening_temperature", "data.num_labeled", "data.num_val", "model.head_width")
+    flat = flatten(c)
+    for key in positive:
+        _require(flat[key] > 0, f"config.{key} is {flat[key]}, expected a positive number")
+    for key in (
+        "loss.contrast_weight",
+        "loss.consistency_weight",
+        "group_size",
+        "data.max_side",
+        "augment.cutout_size",
+    ):
+        _require(flat[key] >= 0, f"config.{key} is {flat[key]}, expected 0 or more")
+    for side in c.augment.crop_size:
+        near = max(1, round((side - 1) / 16)) * 16 + 1
+        _require(
+            side > 1 and side % 16 == 1,
+            f"config.augment.crop_size has side {side}, expected sides of the form 16k + 1, e.g. {near}",
+        )
+    _require(len(c.augment.crop_size) == 2, "config.augment.crop_size must hold two numbers: height, width")
+    _require(
+        len(c.augment.scales) > 0 and min(c.augment.scales) > 0, "config.augment.scales must hold positive factors"
+    )
+    for side in c.eval.size:
+        _require(side == 0 or side % 16 == 1, f"config.eval.size has side {side}, expected 0 or the form 16k + 1")
+    _require(
+        c.model.output_stride in (8, 16), f"config.model.output_stride is {c.model.output_stride}, expected 8 or 16"
+    )
+    _require(
+        c.data.dataset != "shapes" or c.data.num_labeled <= c.data.num_unlabeled,
+        f"config.data.num_labeled is {c.data.num_labeled}, more than config.data.num_unlabeled ({c.data.num_unlabeled})",
+    )
+    _require(
+        c.data.dataset != "folder" or c.data.root,
+        "config.data.root is empty: set --config.data.root=FOLDER, the folder that holds images/, masks/ and the lists",
+    )
+    _validate_groups(c)
+
+
+def _validate_groups(c: ml_collections.ConfigDict) -> None:
+    """Checks what batch norm and the negatives need of a group."""
+    for key in ("batch_labeled", "batch_unlabeled"):
+        _require(
+            c.group_size == 0 or c[key] % c.group_size == 0,
+            f"config.{key} is {c[key]}, expected a multiple of config.group_size ({c.group_size})",
+        )
+    if c.objective == "supervised":
+        return
+    _require(
+        c.group_size > 0 or c.batch_labeled == c.batch_unlabeled,
+        f"config.group_size is 0 (one group per stream), which needs config.batch_labeled ({c.batch_labeled}) equal to "
+        f"config.batch_unlabeled ({c.batch_unlabeled})",
+    )
+    _require(
+        c.loss.contrast_weight > 0 or c.loss.consistency_weight > 0,
+        "config.loss.contrast_weight and config.loss.consistency_weight are both 0: use --config.objective=supervised",
+    )
+    if c.loss.contrast_weight == 0:
+        return
+    group = c.group_size or c.batch_unlabeled
+    _require(
+        group > 1 or not c.loss.strategy.startswith("different_image"),
+        f"config.loss.strategy is {c.loss.strategy!r}, which needs negatives from another image, but a group holds one "
+        "image: set config.group_size to 2 or more, or use the strategy pseudo_label",
+    )
+    _require(
+        c.loss.strategy != "oracle" or c.data.unlabeled_masks,
+        "config.loss.strategy is 'oracle', which reads the masks of unlabelled images: allow it with "
+        "--config.data.unlabeled_masks=true",
+    )
+
+
+def flatten(c: ml_collections.ConfigDict | dict, prefix: str = "") -> dict:
+    """{'model.width': 64, ...}: dotted keys in order of definition."""
+    flat = {}
+    for key, value in c.items():
+        if isinstance(value, ml_collections.ConfigDict | dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def save(c: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Writes the full configuration as JSON."""
+    path.write_text(json.dumps(c.to_dict(), indent=2) + "\n")
+
+
+def load(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: when the file is not such a JSON file, or lacks a key, or has one that this version does not know.
+    """
+    try:
+        stored = flatten(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a configuration written by pc2seg_jax.train ({error})") from error
+    c = default_config()
+    unknown, missing = stored.keys() - flatten(c).keys(), flatten(c).keys() - stored.keys()
+    if unknown or missing:
+        raise UserError(
+            f"{path} was written by another version: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}"
+        )
+    for key, value in stored.items():
+        *parents, name = key.split(".")
+        node = c
+        for parent in parents:
+            node = node[parent]
+        node[name] = tuple(value) if isinstance(value, list) else value
+    return c
+
+
+def differences(a: ml_collections.ConfigDict, b: ml_collections.ConfigDict) -> list[str]:
+    """['optim.learning_rate: 0.007 -> 0.01', ...] for every key whose values differ."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    return [f"{key}: {flat_a[key]!r} -> {flat_b[key]!r}" for key in flat_a if flat_a[key] != flat_b[key]]

@@ -1,0 +1,268 @@
+"""The embedded dataset: procedural scenes whose classes differ in form and texture, never in colour.
+
+Every image is a pure function of (seed, split, index), so nothing is downloaded and every machine sees the same pixels.
+A scene is a smoothly lit, noisy background with clutter, on which a few objects occlude each other. An object is a form
+(its outline) filled with a texture in two random colours. Class ids name (form, texture) pairs; plain objects of the same
+forms, and scraps of the same textures, belong to the background, so neither cue suffices alone.
+"""
+
+import numpy as np
+
+# Forms are indicator functions of object coordinates u, v (both about -1..1).
+
+
+def _disk(u, v):
+    return u**2 + v**2 < 0.9
+
+
+def _square(u, v):
+    return np.maximum(abs(u), abs(v)) < 0.8
+
+
+def _triangle(u, v):
+    return (v > -0.65) & (v < 1.1 - 1.9 * abs(u))
+
+
+def _star(u, v):
+    return np.hypot(u, v) < 0.72 + 0.3 * np.cos(5 * np.arctan2(v, u))
+
+
+def _ring(u, v):
+    return abs(np.hypot(u, v) - 0.72) < 0.25
+
+
+def _cross(u, v):
+    return (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1)
+
+
+def _hexagon(u, v):
+    return np.maximum(abs(u), 0.5 * abs(u) + 0.87 * abs(v)) < 0.85
+
+
+def _crescent(u, v):
+    return (u**2 + v**2 < 1) & ((u - 0.5) ** 2 + v**2 > 0.55)
+
+
+def _corner(u, v):
+    return (np.maximum(abs(u), abs(v)) < 0.9) & ((u < -0.2) | (v < -0.2))
+
+
+def _drop(u, v):
+    return (u**2 < 0.22 * (1 - v) ** 2 * (1 + v)) & (abs(v) < 1)
+
+
+def _clover(u, v):
+    return np.hypot(u, v) < 0.6 + 0.4 * np.cos(3 * np.arctan2(v, u))
+
+
+def _bar(u, v):
+    return (abs(u) < 0.32) & (abs(v) < 1)
+
+
+FORMS = {
+    "disk": _disk,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "hexagon": _hexagon,
+    "crescent": _crescent,
+    "corner": _corner,
+    "drop": _drop,
+    "clover": _clover,
+    "bar": _bar,
+}
+
+# Textures are scalar fields 0..1 of texture coordinates s, t (measured in periods); 0 and 1 are the two colours.
+
+
+def _plain(s, t):
+    return np.zeros_like(s)
+
+
+def _stripes(s, t):
+    return (s % 1 < 0.5).astype(float)
+
+
+def _checks(s, t):
+    return ((s % 1 < 0.5) ^ (t % 1 < 0.5)).astype(float)
+
+
+def _dots(s, t):
+    return (np.hypot(s % 1 - 0.5, t % 1 - 0.5) < 0.33).astype(float)
+
+
+def _waves(s, t):
+    return ((s + 0.3 * np.sin(2 * np.pi * t)) % 1 < 0.5).astype(float)
+
+
+def _grid(s, t):
+    return ((s % 1 < 0.25) | (t % 1 < 0.25)).astype(float)
+
+
+def _bricks(s, t):
+    return ((t % 1 < 0.2) | ((s / 2 + 0.5 * (np.floor(t) % 2)) % 1 < 0.12)).astype(float)
+
+
+def _zigzag(s, t):
+    return ((s + abs(2 * (t % 1) - 1)) % 1 < 0.5).astype(float)
+
+
+def _fade(s, t):
+    return s % 1
+
+
+def _blotches(s, t):
+    return (np.sin(4.1 * s + 2 * np.sin(2.3 * t)) + np.sin(3.7 * t + 2 * np.sin(2.9 * s)) > 0).astype(float)
+
+
+def _eyes(s, t):
+    return (abs(np.hypot(s % 1 - 0.5, t % 1 - 0.5) - 0.3) < 0.12).astype(float)
+
+
+def _dashes(s, t):
+    return ((s % 1 < 0.4) & ((t / 2 + 0.5 * (np.floor(s) % 2)) % 1 < 0.55)).astype(float)
+
+
+TEXTURES = {
+    "plain": _plain,
+    "stripes": _stripes,
+    "checks": _checks,
+    "dots": _dots,
+    "waves": _waves,
+    "grid": _grid,
+    "bricks": _bricks,
+    "zigzag": _zigzag,
+    "fade": _fade,
+    "blotches": _blotches,
+    "eyes": _eyes,
+    "dashes": _dashes,
+}
+
+CLASSES = (
+    ("disk", "stripes"),
+    ("disk", "dots"),
+    ("triangle", "stripes"),
+    ("triangle", "dots"),
+    ("square", "checks"),
+    ("star", "checks"),
+)
+CLASS_NAMES = ("background", *(f"{texture}_{form}" for form, texture in CLASSES))
+
+# The pretraining task shares no textured form and no texture with the segmentation task.
+PRETRAIN_FORMS = ("ring", "cross", "hexagon", "crescent", "corner", "drop", "clover", "bar")
+PRETRAIN_TEXTURES = ("waves", "grid", "bricks", "zigzag", "fade", "blotches", "eyes", "dashes")
+
+
+def _colors(rng: np.random.Generator) -> np.ndarray:
+    """Two random RGB colours [2, 3] in 0..1 whose brightness differs by at least 0.2, so that texture stays visible."""
+    while True:
+        pair = rng.uniform(0, 1, (2, 3))
+        if abs(pair[0].mean() - pair[1].mean()) >= 0.2:
+            return pair
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Bilinearly interpolated random field, [size, size], in -1..1."""
+    grid = rng.uniform(-1, 1, (cells + 1, cells + 1))
+    position = np.linspace(0, cells - 1e-6, size)
+    low = position.astype(int)
+    fraction = position - low
+    rows = grid[low] * (1 - fraction[:, None]) + grid[low + 1] * fraction[:, None]
+    return rows[:, low] * (1 - fraction) + rows[:, low + 1] * fraction
+
+
+def _paint(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    form: str,
+    texture: str,
+    radius: tuple[float, float],
+    margin: float = 0.1,
+) -> tuple:
+    """Paints one object in place at a random pose.
+
+    Args:
+      image: [n, n, 3] float 0..1. radius: range of the object's radius in pixels. margin: the centre keeps this
+        share of n away from the border.
+
+    Returns:
+      (window, inside): the slices of the object's bounding box and its boolean outline in it.
+    """
+    size = image.shape[0]
+    r = rng.uniform(*radius)
+    cy, cx = rng.uniform(margin * size, (1 - margin) * size, 2)
+    window = tuple(slice(max(0, int(c - 1.3 * r)), min(size, int(c + 1.3 * r) + 1)) for c in (cy, cx))
+    y, x = np.mgrid[window]
+    angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0)
+    u = (np.cos(angle) * (x - cx) + np.sin(angle) * (y - cy)) / r
+    v = (-np.sin(angle) * (x - cx) + np.cos(angle) * (y - cy)) / (r * squeeze)
+    inside = FORMS[form](u, v)
+    turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(5, 9)
+    phase = rng.uniform(0, 1, 2)
+    s = (np.cos(turn) * x + np.sin(turn) * y) / period + phase[0]
+    t = (-np.sin(turn) * x + np.cos(turn) * y) / period + phase[1]
+    mix = TEXTURES[texture](s, t)[..., None]
+    colors = _colors(rng)
+    image[window][inside] = ((1 - mix) * colors[0] + mix * colors[1])[inside]
+    return window, inside
+
+
+def _background(rng: np.random.Generator, size: int, textures: tuple[str, ...]) -> np.ndarray:
+    """Two colours mixed by smooth noise, with bars and small textured scraps as clutter, [size, size, 3] in 0..1."""
+    colors = rng.uniform(0, 1, (2, 3))
+    mix = 0.5 + 0.5 * _smooth_noise(rng, size, int(rng.integers(2, 7)))[..., None]
+    image = (1 - mix) * colors[0] + mix * colors[1]
+    for _ in range(rng.integers(2, 6)):
+        _paint(rng, image, "bar", textures[rng.integers(len(textures))], (0.05 * size, 0.13 * size))
+    return image
+
+
+def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Lighting gradient, gamma and sensor noise; returns uint8."""
+    size = image.shape[0]
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
+    image = image * (1 + strength * (np.cos(direction) * x + np.sin(direction) * y))[..., None]
+    image = np.clip(image, 0, 1) ** rng.uniform(0.7, 1.4)
+    image = image + rng.normal(0, rng.uniform(0.01, 0.06), image.shape)
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def scene(seed: int, split: int, index: int, size: int = 97) -> tuple[np.ndarray, np.ndarray]:
+    """One scene of the segmentation task.
+
+    Args:
+      seed: dataset seed. split: 0 for training, 1 for validation. index: position in the split. size: side in pixels.
+
+    Returns:
+      (image uint8 [size, size, 3], mask uint8 [size, size] with ids into `CLASS_NAMES`).
+    """
+    rng = np.random.default_rng([seed, split, index])
+    image = _background(rng, size, ("plain", "stripes", "dots", "checks"))
+    mask = np.zeros((size, size), np.uint8)
+    for _ in range(rng.integers(2, 5)):
+        distractor = rng.uniform() < 0.2
+        class_id = 0 if distractor else int(rng.integers(1, len(CLASSES) + 1))
+        form, texture = CLASSES[class_id - 1] if class_id else (CLASSES[rng.integers(len(CLASSES))][0], "plain")
+        window, inside = _paint(rng, image, form, texture, (0.15 * size, 0.3 * size))
+        mask[window][inside] = class_id
+    return _light(rng, image), mask
+
+
+def classification_images(count: int, *, size: int = 65, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The pretraining task: one large object of a foreign form and texture on a cluttered background.
+
+    Returns:
+      (images uint8 [count, size, size, 3], labels int32 [count, 2]: index of the form, index of the texture).
+    """
+    images = np.empty((count, size, size, 3), np.uint8)
+    labels = np.empty((count, 2), np.int32)
+    for i in range(count):
+        rng = np.random.default_rng([seed, 2, i])
+        image = _background(rng, size, ("plain", *PRETRAIN_TEXTURES))
+        form, texture = rng.integers(len(PRETRAIN_FORMS)), rng.integers(len(PRETRAIN_TEXTURES))
+        _paint(rng, image, PRETRAIN_FORMS[form], PRETRAIN_TEXTURES[texture], (0.25 * size, 0.5 * size), 0.3)
+        images[i], labels[i] = _light(rng, image), (form, texture)
+    return images, labels

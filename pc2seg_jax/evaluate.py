@@ -1,0 +1,38 @@
+"""Evaluates a checkpoint of a run; needs only the run's folder and its data.
+
+python -m pc2seg_jax.evaluate --workdir=runs/first [--step=N|best|latest] [--split=val]
+"""
+
+import pathlib
+
+from absl import flags
+
+from pc2seg_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+_STEP = flags.DEFINE_string("step", "latest", "Which checkpoint: a step, best or latest.")
+_SPLIT = flags.DEFINE_enum("split", "val", ["val", "labeled"], "Which images.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    from pc2seg_jax import build, evaluation, restoring, training, workdir
+    from pc2seg_jax.step import make_eval_step
+
+    folder = pathlib.Path(_WORKDIR.value)
+    run = restoring.restore(folder, _STEP.value)
+    dataset = build.build_dataset(run.config)
+    workdir.claim(folder, run.config, training.describe_dataset(run.config, dataset))  # the same data as in training
+    eval_step = make_eval_step(
+        run.model, num_classes=len(run.info.class_names), ignore_id=run.info.ignore_id, shardings=run.shardings
+    )
+    batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value)
+    confusion = evaluation.evaluate(eval_step, run.params, run.batch_stats, batches, run.shardings)
+    result = evaluation.summarize(confusion, run.info, step=run.step, split=_SPLIT.value)
+    path = evaluation.write(folder, result)
+    print(evaluation.table(result))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

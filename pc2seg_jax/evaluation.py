@@ -1,0 +1,76 @@
+"""Evaluation by the paper's protocol: one scale, no flip, padded to a fixed size, confusion matrix over all pixels."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from pc2seg_jax.ops import metrics
+from pc2seg_jax.parallel import Shardings, shard_batch
+from pc2seg_jax.types import Labeled, Tree
+from pc2seg_jax.workdir import DatasetInfo
+
+
+def evaluate(
+    eval_step: Callable, params: Tree, batch_stats: Tree, batches: Iterable[Labeled], shardings: Shardings
+) -> np.ndarray:
+    """Sums the confusion matrices of all batches: [C, C] int64, rows are the truth, columns the prediction.
+
+    The same function serves the training loop and `pc2seg_jax.evaluate`. Filler images of the last batch carry only
+    ignored pixels, so nothing is dropped or counted twice.
+    """
+    # One step behind: while a batch is computed, the next one is read.
+    total, pending = 0, None
+    for batch in batches:
+        current = eval_step(params, batch_stats, shard_batch(batch, shardings.data))
+        if pending is not None:
+            total = total + np.asarray(pending, np.int64)
+        pending = current
+    return total + np.asarray(pending, np.int64)
+
+
+def summarize(confusion: np.ndarray, info: DatasetInfo, *, step: int, split: str) -> dict:
+    """The result as it is stored and shown; mIoU, IoU and accuracy in percent, None for classes without a pixel."""
+    iou = metrics.iou_per_class(confusion)
+    return {
+        "miou": 100 * float(metrics.mean_iou(confusion)),
+        "pixel_accuracy": 100 * float(metrics.pixel_accuracy(confusion)),
+        "iou": {
+            name: None if np.isnan(value) else 100 * float(value)
+            for name, value in zip(info.class_names, iou, strict=True)
+        },
+        "protocol": {
+            "resize": "none; images are padded at the bottom and the right with the mean pixel",
+            "size": list(info.eval_size),
+            "scales": [1.0],
+            "flip": False,
+            "ignore_id": info.ignore_id,
+            "absent_classes": "skipped in the mean",
+        },
+        "split": {"role": split, **info.splits[split]._asdict()},
+        "checkpoint": {"step": step},
+    }
+
+
+def write(workdir: pathlib.Path, result: dict) -> pathlib.Path:
+    """Writes `evaluation/<step>_<split>.json` and returns its path."""
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{result['checkpoint']['step']}_{result['split']['role']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def table(result: dict) -> str:
+    """The numbers of a result as aligned text."""
+    rows = [(name, "absent" if value is None else f"{value:.2f}") for name, value in result["iou"].items()]
+    rows += [("mIoU", f"{result['miou']:.2f}"), ("pixel accuracy", f"{result['pixel_accuracy']:.2f}")]
+    width = max(len(name) for name, _ in rows)
+    split = result["split"]
+    head = (
+        f"step {result['checkpoint']['step']}, {split['role']} ({split['name']}, {split['count']} images, "
+        f"sha256 {split['sha256'][:8]}), padded to {result['protocol']['size'][0]}x{result['protocol']['size'][1]}, "
+        "one scale, no flip; IoU in %"
+    )
+    return "\n".join([head, *(f"  {name:<{width}}  {value:>7}" for name, value in rows)])

@@ -1,0 +1,229 @@
+"""The building blocks every network here is made of: convolution, grouped batch normalisation, initialisers."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pc2seg_jax.types import Tree
+
+
+class Distribution(NamedTuple):
+    """Initial values of a kernel: `scale` times a uniform number in -1..1 or a unit normal cut at two deviations.
+
+    TensorFlow does not re-normalise after cutting, so the resulting deviation is 0.88 * scale.
+    """
+
+    truncated: bool
+    scale: float
+
+
+def truncated(deviation: float) -> Callable[[int, int], Distribution]:
+    """Normal of the given deviation, cut at two deviations, whatever the fan of the kernel."""
+    return lambda fan_in, fan_out: Distribution(True, deviation)
+
+
+def he_truncated(fan_in: int, fan_out: int) -> Distribution:
+    """TF-slim's He initialiser: normal of deviation sqrt(1.3 * 2 / fan_in), cut at two deviations."""
+    return Distribution(True, math.sqrt(2.6 / fan_in))
+
+
+def glorot_uniform(fan_in: int, fan_out: int) -> Distribution:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out))."""
+    return Distribution(False, math.sqrt(6.0 / (fan_in + fan_out)))
+
+
+def initial_state(module: nnx.Module, key: jax.Array) -> tuple[Tree, Tree]:
+    """Parameters and statistics of a freshly built module, kernels drawn from their `Distribution`.
+
+    All kernels are slices of one draw, because a generator per kernel takes minutes to compile for a deep network.
+
+    Args:
+      module: its kernels carry a `distribution` in their metadata and their values are ignored.
+      key: PRNG key.
+
+    Returns:
+      (params, batch_stats), plain nested dicts of float32 arrays.
+    """
+    _, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    kernels = [variable for _, variable in nnx.to_flat_state(params) if variable.get_metadata().get("distribution")]
+    uniform = jax.random.uniform(key, (sum(kernel.size for kernel in kernels),), jnp.float32, -1.0, 1.0)
+    # Inverse of the distribution function of a normal restricted to -2..2.
+    normal = jnp.clip(math.sqrt(2.0) * jax.lax.erf_inv(uniform * math.erf(math.sqrt(2.0))), -2.0, 2.0)
+    start = 0
+    for kernel in kernels:
+        distribution = kernel.get_metadata()["distribution"]
+        numbers = jax.lax.slice_in_dim(normal if distribution.truncated else uniform, start, start + kernel.size)
+        start += kernel.size
+        kernel.set_value(distribution.scale * numbers.reshape(kernel.shape))
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 max-pool of stride 2 with a border of -infinity: [B, h, w, F] -> [B, ceil(h/2), ceil(w/2), F].
+
+    Written as maxima of strided slices because XLA scatters the gradient of a window reduction element by element on
+    CPU: measured 30 times slower than this form, as much as the rest of a narrow network.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padding = [(0, 0)] * 4
+        padding[axis] = (1, 1)
+        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        first, second, third = (jax.lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3))
+        x = jnp.maximum(jnp.maximum(first, second), third)
+    return x
+
+
+def shifted_depthwise(x: jax.Array, kernel: jax.Array, padding: tuple, dilation: tuple[int, int]) -> jax.Array:
+    """Depthwise convolution of stride 1 as a sum of shifted products: [B, h, w, F] by [kh, kw, 1, F]."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = (x.shape[1 + axis] - dilation[axis] * (kernel.shape[axis] - 1) for axis in range(2))
+    total = 0.0
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            top, left = i * dilation[0], j * dilation[1]
+            total += x[:, top : top + height, left : left + width] * kernel[i, j, 0]
+    return total
+
+
+def depthwise_convolution(
+    lhs: jax.Array, rhs: jax.Array, strides: tuple, padding: tuple, *, rhs_dilation: tuple, **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` for depthwise kernels of stride 1, arguments as there.
+
+    XLA's grouped convolution is 5 to 10 times slower on CPU, gradient included, than the sum of shifted products; the
+    platform is known when the program is lowered, so accelerators keep the convolution.
+    """
+    return jax.lax.platform_dependent(
+        lhs,
+        rhs,
+        cpu=lambda x, kernel: shifted_depthwise(x, kernel, padding, rhs_dilation),
+        default=lambda x, kernel: jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, rhs_dilation=rhs_dilation, **options
+        ),
+    )
+
+
+class GroupedBatchNorm(nnx.Module):
+    """Batch normalisation inside groups of consecutive images, statistics always in float32.
+
+    Training: the batch [B] is G = B / group_size consecutive groups and every group is normalised by its own biased
+    mean and variance over (group, H, W), y = (x - mean) / sqrt(var + epsilon) * scale + bias. Afterwards the
+    statistics variables hold the moments of the groups, mean [G, C] and *unbiased* variance [G, C], instead of running
+    averages; the caller reads them out. Evaluation: running statistics.
+
+    Groups stand for the replicas of the original training, which never shared statistics. A group that lives on one
+    device needs no communication.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float, group_size: int | None, dtype: Any):
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+        self.epsilon = epsilon
+        self.group_size = group_size
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train:
+            factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            return ((x.astype(jnp.float32) - self.mean[...]) * factor + self.bias[...]).astype(self.dtype)
+        batch, *_, channels = x.shape
+        size = self.group_size or batch
+        grouped = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.float32)
+        axes = tuple(range(1, grouped.ndim - 1))
+        mean = jnp.mean(grouped, axes, keepdims=True)
+        # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large against the deviation.
+        centred = grouped - mean
+        var = jnp.mean(jnp.square(centred), axes, keepdims=True)
+        y = centred * (self.scale[...] * jax.lax.rsqrt(var + self.epsilon)) + self.bias[...]
+        count = grouped.size // (grouped.shape[0] * channels)
+        self.mean.set_value(mean.reshape(-1, channels))
+        self.var.set_value(var.reshape(-1, channels) * (count / max(count - 1, 1)))
+        return y.reshape(x.shape).astype(self.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, grouped batch normalisation and, where asked for, ReLU.
+
+    The padding is dilation * (kernel - 1) / 2 zeros on every side, also where the convolution is strided: sizes of the
+    form s * k + 1 then keep their corners aligned, which TensorFlow's SAME would not.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        depthwise: bool = False,
+        relu: bool = True,
+        kernel_init: Callable[[int, int], Distribution] = he_truncated,
+        epsilon: float,
+        group_size: int | None,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        padding = dilation * (kernel - 1) // 2
+        # A depthwise kernel sees one channel; its distributions do not depend on the fan.
+        distribution = kernel_init(kernel * kernel * channels_in, kernel * kernel * channels)
+        self.conv = nnx.Conv(
+            channels_in,
+            channels,
+            kernel_size=(kernel, kernel),
+            strides=stride,
+            padding=((padding, padding), (padding, padding)),
+            kernel_dilation=dilation,
+            feature_group_count=channels_in if depthwise else 1,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=nnx.initializers.zeros_init(),
+            kernel_metadata={"distribution": distribution},
+            conv_general_dilated=depthwise_convolution if depthwise else jax.lax.conv_general_dilated,
+            rngs=rngs,
+        )
+        self.bn = GroupedBatchNorm(channels, epsilon=epsilon, group_size=group_size, dtype=dtype)
+        self.relu = relu
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.bn(self.conv(x), train=train)
+        return jax.nn.relu(x) if self.relu else x
+
+
+class Pointwise(nnx.Module):
+    """1x1 convolution with bias and without normalisation, float32 in and out: logits and projections.
+
+    Args:
+      channels_in, channels: sizes of the last axis before and after.
+      kernel_init: distribution of the kernel, from its fans; the bias starts at 0.
+      rngs: unused but required by Flax.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        *,
+        kernel_init: Callable[[int, int], Distribution],
+        rngs: nnx.Rngs,
+    ):
+        self.conv = nnx.Conv(
+            channels_in,
+            channels,
+            kernel_size=(1, 1),
+            dtype=jnp.float32,
+            kernel_init=nnx.initializers.zeros_init(),
+            kernel_metadata={"distribution": kernel_init(channels_in, channels)},
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)

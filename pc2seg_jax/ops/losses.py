@@ -1,0 +1,63 @@
+"""Per-pixel losses, and the one function that averages them."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignore_id: int) -> jax.Array:
+    """Cross-entropy of every pixel, -log softmax(logits)[label], and 0 where the label is `ignore_id`.
+
+    The logarithm is picked with a one-hot product, not with a gather.
+
+    Args:
+      logits: [..., C] of any float type; computed in float32.
+      labels: [...] integers in 0..C-1, or `ignore_id`. Any other value also gives 0.
+      ignore_id: the label of pixels without ground truth.
+
+    Returns:
+      [...] float32, >= 0. Average with `masked_mean(loss, labels != ignore_id)`.
+
+    Source: the labelled term of eq. 1.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    picked = (labels[..., None] == classes) & (labels != ignore_id)[..., None]
+    # `where`, not a product: 0 * -inf is nan, and a logit of -inf is a legitimate way to forbid a class.
+    return -jnp.sum(jnp.where(picked, log_probs, 0.0), axis=-1)
+
+
+def cosine_consistency(weak_logits: jax.Array, strong_logits: jax.Array, *, temperature: float = 0.5) -> jax.Array:
+    """Consistency of the two views, 1 - cos(softmax(weak / temperature), softmax(strong)).
+
+    No gradient reaches `weak_logits`: the sharpened weak prediction is the target.
+
+    Args:
+      weak_logits: [..., C] of any float type; computed in float32.
+      strong_logits: [..., C].
+      temperature: sharpening of the weak view only; below 1 sharpens.
+
+    Returns:
+      [...] float32, 0..1 up to rounding.
+
+    Source: eq. 3; temperature 0.5 is the paper's.
+    """
+    weak = jax.lax.stop_gradient(jax.nn.softmax(weak_logits.astype(jnp.float32) / temperature, axis=-1))
+    strong = jax.nn.softmax(strong_logits.astype(jnp.float32), axis=-1)
+    # C probabilities have a norm of at least 1 / sqrt(C), so values and gradients are finite without an epsilon.
+    squares = jnp.sum(weak * weak, axis=-1) * jnp.sum(strong * strong, axis=-1)
+    return 1.0 - jnp.sum(weak * strong, axis=-1) * jax.lax.rsqrt(squares)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the elements where `mask` is set, sum(values[mask]) / max(1, count(mask)); 0 for an empty mask.
+
+    Args:
+      values: [...] of any type; summed in float32. Masked values may be anything, even nan.
+      mask: [...] bool or integers, non-zero = counted; same shape as `values`.
+
+    Returns:
+      [] float32. Under a sharded batch it is the mean over all devices.
+    """
+    chosen = mask.astype(bool)
+    total = jnp.sum(jnp.where(chosen, values.astype(jnp.float32), 0.0))
+    return total / jnp.maximum(jnp.sum(chosen, dtype=jnp.float32), 1.0)

@@ -1,0 +1,31 @@
+"""The device mesh and the two shardings of data-parallel training."""
+
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pc2seg_jax.types import Tree
+
+
+class Shardings(NamedTuple):
+    """mesh: 1-D, axis `data`. replicated: for state and metrics. data: for arrays split along their first axis."""
+
+    mesh: Mesh
+    replicated: NamedSharding
+    data: NamedSharding
+
+
+def make_shardings(num_devices: int | None = None) -> Shardings:
+    """A 1-D mesh over the first `num_devices` devices (all by default).
+
+    The axis type is Auto: batch-wide reductions such as a confusion matrix are then partitioned by the compiler.
+    """
+    devices = jax.devices()[:num_devices]
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return Shardings(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+
+
+def shard_batch(batch: Tree, sharding: NamedSharding) -> Tree:
+    """Places this host's rows of a batch; leaves become global arrays split along their first axis."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

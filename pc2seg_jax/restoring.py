@@ -1,0 +1,43 @@
+"""A trained model from its run's folder alone, for evaluation and prediction."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from pc2seg_jax import build
+from pc2seg_jax import workdir as workdir_lib
+from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.models.functional import Model
+from pc2seg_jax.parallel import Shardings, make_shardings
+from pc2seg_jax.types import Tree
+
+
+class Run(NamedTuple):
+    """A run and one of its checkpoints."""
+
+    config: ml_collections.ConfigDict
+    info: workdir_lib.DatasetInfo
+    step: int
+    model: Model
+    params: Tree
+    batch_stats: Tree
+    shardings: Shardings
+
+
+def restore(workdir: pathlib.Path, which: str, shardings: Shardings | None = None) -> Run:
+    """Restores the checkpoint `which` ("latest", "best" or a step) of a run.
+
+    Raises:
+      UserError: when the folder is not a run's, or has no such checkpoint.
+    """
+    config, info = workdir_lib.load(workdir)
+    shardings = shardings or make_shardings()
+    model = build.build_model(config, len(info.class_names))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings.replicated), shapes)
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.find(which)
+        params, batch_stats = checkpoints.restore_model(step, *shapes)
+    return Run(config, info, step, model, params, batch_stats, shardings)

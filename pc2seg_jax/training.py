@@ -1,0 +1,155 @@
+"""A run from top to bottom."""
+
+import math
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+
+from pc2seg_jax import build, evaluation, optim
+from pc2seg_jax import workdir as workdir_lib
+from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.config import validate
+from pc2seg_jax.data import pipeline
+from pc2seg_jax.data.sources import Dataset
+from pc2seg_jax.errors import UserError
+from pc2seg_jax.models.pretrained import load_backbone
+from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
+from pc2seg_jax.step import make_eval_step, make_init, make_train_step
+from pc2seg_jax.types import Batch, TrainState
+from pc2seg_jax.writers import MetricWriter, Progress
+
+
+def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> workdir_lib.DatasetInfo:
+    """What the run's folder keeps of a dataset. The evaluation size fits the largest validation image by default."""
+    needed = [16 * math.ceil((side - 1) / 16) + 1 for side in dataset.val.sizes.max(0)]
+    eval_size = tuple(int(given or need) for given, need in zip(config.eval.size, needed, strict=True))
+    prefix = "shapes" if config.data.dataset == "shapes" else config.data.root.rstrip("/").split("/")[-1]
+    names = {"labeled": config.data.labeled, "unlabeled": config.data.unlabeled, "val": config.data.val}
+    if config.data.dataset == "shapes":
+        names = {name: f"seed {config.data.seed}" for name in names}
+    splits = {name: workdir_lib.describe_split(f"{prefix}/{names[name]}", getattr(dataset, name).ids) for name in names}
+    return workdir_lib.DatasetInfo(dataset.class_names, dataset.palette.tolist(), dataset.ignore_id, eval_size, splits)
+
+
+def training_batches(config: ml_collections.ConfigDict, dataset: Dataset, start_step: int) -> Iterator[Batch]:
+    """Global batches from `start_step` on (this host's rows of them), as numpy arrays."""
+    settings = {
+        "seed": config.seed,
+        "start_step": start_step,
+        "augment": build.build_augmentation(config, dataset.ignore_id),
+        "shard": (jax.process_index(), jax.process_count()),
+    }
+    labeled = pipeline.labeled_stream(dataset.labeled, batch_size=config.batch_labeled, **settings)
+    if config.objective == "supervised":
+        yield from (Batch(batch) for batch in labeled)
+    unlabeled = pipeline.unlabeled_stream(dataset.unlabeled, batch_size=config.batch_unlabeled, **settings)
+    yield from map(Batch, labeled, unlabeled)
+
+
+def evaluation_batches(config: ml_collections.ConfigDict, dataset: Dataset, info: workdir_lib.DatasetInfo, split: str):
+    """The batches that every evaluation of a run sees."""
+    return pipeline.evaluation_batches(
+        getattr(dataset, split),
+        batch_size=config.eval.batch_size,
+        pad_size=info.eval_size,
+        mean_pixel=build.build_augmentation(config, dataset.ignore_id).mean_pixel,
+        ignore_id=dataset.ignore_id,
+    )
+
+
+def initial_state(config, init, model_is_new: bool, shardings: Shardings) -> TrainState:
+    """The state of step 0, with the backbone of `config.init_from` unless a checkpoint will replace it anyway."""
+    state = init(config.seed)
+    if model_is_new and config.init_from:
+        params, batch_stats = load_backbone(config.init_from, state.params, state.batch_stats)
+        params, batch_stats = jax.device_put((params, batch_stats), shardings.replicated)
+        state = state._replace(params=params, batch_stats=batch_stats)
+    return state
+
+
+def _check_devices(config: ml_collections.ConfigDict, shardings: Shardings) -> None:
+    for key in ("batch_labeled", "batch_unlabeled", "eval.batch_size"):
+        value = config.eval.batch_size if key == "eval.batch_size" else config[key]
+        if value % shardings.mesh.size:
+            raise UserError(f"config.{key} is {value}, expected a multiple of the {shardings.mesh.size} devices")
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, shardings: Shardings | None = None
+) -> dict:
+    """Trains, or continues, the run of `workdir` and returns the evaluation of its last step.
+
+    Every `config.eval.every` steps, and at the end, the state is evaluated on val and checkpointed.
+
+    Raises:
+      UserError: on a configuration, dataset or workdir that cannot be used.
+    """
+    workdir = pathlib.Path(workdir)
+    validate(config, build.CHOICES)
+    shardings = shardings or make_shardings()
+    _check_devices(config, shardings)
+    dataset = build.build_dataset(config)
+    info = describe_dataset(config, dataset)
+    workdir_lib.claim(workdir, config, info)
+
+    model = build.build_model(config, len(dataset.class_names))
+    schedule = optim.make_schedule(
+        learning_rate=config.optim.learning_rate, power=config.optim.power, steps=config.steps
+    )
+    optimizer = optim.make_optimizer(schedule, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
+    objective = build.build_objective(config, dataset.ignore_id)
+    train_step = make_train_step(model, objective, optimizer, schedule, seed=config.seed, shardings=shardings)
+    eval_step = make_eval_step(
+        model, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
+    )
+
+    with Checkpoints(workdir, create=True) as checkpoints:
+        start = checkpoints.latest_step()
+        state = initial_state(config, make_init(model, optimizer, shardings), start is None, shardings)
+        if start is not None:
+            state = checkpoints.restore(start, state)
+        start = start or 0
+        images = config.batch_labeled + (config.batch_unlabeled if config.objective != "supervised" else 0)
+        progress = Progress(start, config.steps, images)
+        writer = MetricWriter(workdir, start)
+        for split in info.splits.values():
+            progress.message(f"{split.name}: {split.count} images, sha256 {split.sha256[:8]}")
+        progress.message(f"steps {start} to {config.steps}, {workdir}")
+
+        def evaluate(state: TrainState) -> dict:
+            confusion = evaluation.evaluate(
+                eval_step,
+                state.params,
+                state.batch_stats,
+                evaluation_batches(config, dataset, info, "val"),
+                shardings,
+            )
+            result = evaluation.summarize(confusion, info, step=int(state.step), split="val")
+            evaluation.write(workdir, result)
+            return result
+
+        result = None
+        batches = training_batches(config, dataset, start)
+        try:
+            for step in range(start + 1, config.steps + 1):
+                state, metrics = train_step(state, shard_batch(next(batches), shardings.data))
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    progress.pause()
+                if step % config.log_every == 0 or step == config.steps:
+                    values = {name: float(value) for name, value in metrics.items()}
+                    rate = progress.update(step, values["loss"])
+                    writer.write(step, values | {"images_per_second": rate})
+                if step % config.eval.every == 0 or step == config.steps:
+                    result = evaluate(state)
+                    progress.miou = result["miou"]
+                    writer.write(step, {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"]})
+                    progress.message(f"step {step}: val mIoU {result['miou']:.2f} %")
+                    checkpoints.save(state, result["miou"])
+                    progress.pause()
+        finally:
+            progress.close()
+            writer.close()
+        return result or evaluate(state)

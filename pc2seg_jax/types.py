@@ -1,0 +1,62 @@
+"""The values that travel between the layers, and the axis letters used in every docstring.
+
+Axis letters: `B` labelled images, `U` unlabelled images, `G` groups, `H W` pixels of a crop, `h w` cells of a feature
+map, `C` classes, `F` backbone channels, `D` projected channels, `A` anchors, `M` candidates, `N` negatives, `K` views.
+
+All types are named tuples: JAX treats them as pytrees without this module importing JAX, so the input pipeline, which
+never imports JAX, can use them too.
+"""
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray on the host, jax.Array inside a step
+Tree = Any  # plain nested dicts with arrays as leaves
+
+
+class Labeled(NamedTuple):
+    """Weakly augmented labelled crops.
+
+    image: [B, H, W, 3] float32, RGB 0..255. label: [B, H, W] int32, class id or the ignore id.
+    """
+
+    image: Array
+    label: Array
+
+
+class Unlabeled(NamedTuple):
+    """Two aligned views of unlabelled crops: same scale, crop and flip, pixel for pixel.
+
+    weak, strong: [U, H, W, 3] float32, RGB 0..255. valid: [U, H, W] uint8, 0 on padding and under Cutout.
+    label: [U, H, W] int32 where the run declares ground truth for measuring (the oracle of Tab. 5), else None.
+    """
+
+    weak: Array
+    strong: Array
+    valid: Array
+    label: Array | None = None
+
+
+class Batch(NamedTuple):
+    """One global training batch; `unlabeled` is None for supervised training."""
+
+    labeled: Labeled
+    unlabeled: Unlabeled | None = None
+
+
+class Outputs(NamedTuple):
+    """What one forward pass returns.
+
+    logits: [B, h4, w4, C] float32 at stride 4. features: [B, h, w, F] of the contrast layer.
+    """
+
+    logits: Array
+    features: Array
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. Randomness is a function of (seed, step) and is not stored."""
+
+    step: Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Any

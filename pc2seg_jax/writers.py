@@ -1,0 +1,90 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and the terminal."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+import tensorboardX
+import tqdm
+
+
+class MetricWriter:
+    """Appends scalars to `<workdir>/metrics.jsonl` and to TensorBoard event files.
+
+    On resuming at step t, lines of later steps, written by a run that died after its last checkpoint, are dropped, so
+    every step stands in the file once.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            path.write_text("".join(line + "\n" for line in lines))
+        self._file = path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+        return math.inf
+
+
+class Progress:
+    """A progress bar on a terminal, plain lines elsewhere: loss, mIoU, images per second and remaining time."""
+
+    def __init__(self, start_step: int, steps: int, images_per_step: int):
+        self._steps, self._images = steps, images_per_step
+        self._last, self._step = time.monotonic(), start_step
+        self._seconds, self._count = 0.0, 0
+        self.miou = math.nan
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(initial=start_step, total=steps, unit="step", dynamic_ncols=True)
+
+    def pause(self) -> "Progress":
+        """Call after anything that is not training (compiling, evaluation): its time does not count as a step's."""
+        self._last = time.monotonic()
+        return self
+
+    def update(self, step: int, loss: float) -> float:
+        """Shows step `step`; returns images per second since the last call."""
+        now = time.monotonic()
+        elapsed, done = now - self._last, step - self._step
+        self._last, self._step = now, step
+        self._seconds, self._count = self._seconds + elapsed, self._count + done
+        rate = done * self._images / elapsed
+        if self._bar is not None:
+            self._bar.update(done)
+            self._bar.set_postfix_str(f"loss {loss:.3f}, mIoU {self.miou:.2f} %, {rate:.1f} images/s")
+        else:
+            remaining = int(self._seconds / self._count * (self._steps - step))
+            print(
+                f"step {step}/{self._steps}  loss {loss:.4f}  mIoU {self.miou:.2f} %  {rate:.1f} images/s  "
+                f"remaining {remaining // 3600}:{remaining // 60 % 60:02d}:{remaining % 60:02d}",
+                flush=True,
+            )
+        return rate
+
+    def message(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

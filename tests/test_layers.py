@@ -1,0 +1,137 @@
+"""Layers alone: grouped normalisation, depthwise convolution, dropout, initial values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pc2seg_jax.models import create_model
+from pc2seg_jax.models.deeplab_v3plus import Head
+from pc2seg_jax.models.layers import GroupedBatchNorm, depthwise_convolution, shifted_depthwise
+
+
+def twin_moments(x, group_size):
+    """Per group: mean, biased variance, unbiased variance, each [G, C], by a plain loop in float64."""
+    groups = [x[start : start + group_size] for start in range(0, len(x), group_size)]
+    mean, var, unbiased = [], [], []
+    for group in groups:
+        values = group.reshape(-1, x.shape[-1]).astype(np.float64)
+        mean.append(values.mean(0))
+        var.append(values.var(0))
+        unbiased.append(values.var(0, ddof=1))
+    return np.stack(mean), np.stack(var), np.stack(unbiased)
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 4, None])
+def test_training_normalisation_equals_twin(group_size):
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(4, 3, 5, 2)) * 3 + 50).astype(np.float32)  # large mean: the one-pass variance would fail
+    layer = GroupedBatchNorm(2, epsilon=1e-5, group_size=group_size, dtype=jnp.float32)
+    layer.scale.set_value(jnp.asarray([1.5, 0.5]))
+    layer.bias.set_value(jnp.asarray([-1.0, 2.0]))
+    y = layer(x, train=True)
+    size = group_size or 4
+    mean, var, unbiased = twin_moments(x, size)
+    for image in range(4):
+        g = image // size
+        expected = (x[image] - mean[g]) / np.sqrt(var[g] + 1e-5) * np.array([1.5, 0.5]) + np.array([-1.0, 2.0])
+        np.testing.assert_allclose(y[image], expected, rtol=0, atol=1e-4)
+    assert layer.mean.shape == (4 // size, 2)
+    np.testing.assert_allclose(layer.mean[...], mean, rtol=1e-6)
+    np.testing.assert_allclose(layer.var[...], unbiased, rtol=1e-4)
+
+
+def test_normalisation_of_one_value_per_channel_is_finite():
+    layer = GroupedBatchNorm(2, epsilon=1e-5, group_size=1, dtype=jnp.float32)
+    y = layer(jnp.ones((3, 1, 1, 2)), train=True)
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_array_equal(layer.var[...], 0)
+
+
+def test_evaluation_normalisation_equals_twin():
+    layer = GroupedBatchNorm(2, epsilon=1e-3, group_size=3, dtype=jnp.float32)
+    layer.scale.set_value(jnp.asarray([1.5, 0.5]))
+    layer.mean.set_value(jnp.asarray([3.0, -1.0]))
+    layer.var.set_value(jnp.asarray([4.0, 0.25]))
+    x = np.random.default_rng(2).normal(size=(4, 3, 3, 2)).astype(np.float32)
+    expected = (x - [3.0, -1.0]) / np.sqrt(np.array([4.0, 0.25]) + 1e-3) * [1.5, 0.5]
+    np.testing.assert_allclose(layer(x, train=False), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dilation", [1, 3, 7])
+def test_depthwise_sum_of_shifted_products_equals_convolution(dilation):
+    """The form used on CPU and the form used elsewhere, values and gradients; 7 reaches beyond the feature map."""
+    rng = np.random.default_rng(dilation)
+    x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 1, 3)).astype(np.float32)
+    padding = ((dilation, dilation), (dilation, dilation))
+    numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    grouped = {"rhs_dilation": (dilation, dilation), "feature_group_count": 3, "dimension_numbers": numbers}
+    forms = [
+        lambda x, kernel: shifted_depthwise(x, kernel, padding, (dilation, dilation)),
+        lambda x, kernel: depthwise_convolution(x, kernel, (1, 1), padding, **grouped),
+        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, **grouped),
+    ]
+    values = [form(x, kernel) for form in forms]
+    gradients = [jax.grad(lambda *a, form=form: jnp.sum(form(*a) ** 2), argnums=(0, 1))(x, kernel) for form in forms]
+    assert values[0].shape == x.shape
+    for value, gradient in zip(values[:2], gradients[:2], strict=True):
+        np.testing.assert_allclose(value, values[2], rtol=0, atol=1e-5)
+        for one, other in zip(gradient, gradients[2], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_dropout_zeroes_its_share_and_rescales_the_rest():
+    """The decoder is replaced by a probe that returns what it is given."""
+    rate, seen = 0.25, []
+
+    class Probe(nnx.Module):
+        def __call__(self, encoder, low_level, size, *, train):
+            seen.append(encoder)
+            return encoder
+
+    norm = {"epsilon": 1e-5, "group_size": None, "dtype": jnp.float32}
+    head = Head(
+        4, 4, num_classes=3, head_width=32, low_level_width=4, rates=(1,), dropout_rate=rate, rngs=nnx.Rngs(0), **norm
+    )
+    head.concat_projection.bn.bias.set_value(jnp.ones((32,)))  # kernels of a bare head are 0: the encoder becomes 1
+    head.decoder = Probe()
+    outputs = head(jnp.ones((4, 9, 9, 4)), None, (9, 9), train=True, key=jax.random.key(0))
+    np.testing.assert_array_equal(outputs["encoder"], 1)
+    dropped = np.asarray(seen[0])
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / (1 - rate))}
+    assert (dropped == 0).mean() == pytest.approx(rate, abs=0.02)
+    head(jnp.ones((4, 9, 9, 4)), None, (9, 9), train=False, key=None)
+    assert np.all(np.asarray(seen[1]) > 0)
+
+
+def test_initial_values():
+    init = jax.jit(
+        create_model(
+            backbone="resnet26_beta", num_classes=3, width=16, head_width=64, multi_grid=(1, 1), projection_dim=6
+        ).init
+    )
+    params = jax.device_get(init(jax.random.key(1))[0])
+    params = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    for name, leaf in params.items():
+        if name.endswith("scale"):
+            np.testing.assert_array_equal(leaf, 1)
+        elif name.endswith("bias"):
+            np.testing.assert_array_equal(leaf, 0)
+    cut = 0.8796  # deviation of a unit normal cut at two deviations
+    deviations = {
+        "backbone/block4/unit1/conv2/conv/kernel": cut * np.sqrt(2.6 / (9 * 128)),
+        "head/aspp1_depthwise/conv/kernel": cut * 0.33,
+        "head/aspp1_pointwise/conv/kernel": cut * 0.06,
+        "head/decoder/decoder_conv1_pointwise/conv/kernel": cut * 0.06,
+        "head/logits/conv/kernel": cut * 0.01,
+        "head/concat_projection/conv/kernel": np.sqrt(2 / (5 * 64 + 64)),
+        "head/aspp0/conv/kernel": np.sqrt(2 / (512 + 64)),
+        "projection/weak/conv/kernel": np.sqrt(2 / (512 + 6)),
+    }
+    for name, deviation in deviations.items():
+        leaf = np.asarray(params[name])
+        assert leaf.std() == pytest.approx(deviation, rel=4 / np.sqrt(leaf.size)), name
+    aspp = np.asarray(params["head/aspp1_depthwise/conv/kernel"])
+    assert 0.6 < np.abs(aspp).max() <= 0.66

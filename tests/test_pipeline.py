@@ -1,0 +1,172 @@
+"""The input is a pure function of (seed, step); evaluation sees every image once."""
+
+import subprocess
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from pc2seg_jax.data.augment import AugmentParams
+from pc2seg_jax.data.pipeline import evaluation_batches, labeled_stream, unlabeled_stream
+from pc2seg_jax.data.sources import array_source, explain
+from pc2seg_jax.errors import UserError
+
+FULL = AugmentParams(crop_size=(33, 33), cutout_size=10)
+PLAIN = AugmentParams(
+    crop_size=(9, 9), scales=(1.0,), flip_probability=0, brightness=0, contrast=0, saturation=0, hue=0, cutout_size=0
+)
+STREAMS = {"labeled": labeled_stream, "unlabeled": unlabeled_stream}
+
+
+def noise(count, size=(30, 40), masks=True):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    ids = [f"image_{i}" for i in range(count)]
+    return array_source(images, rng.integers(0, 4, (count, *size), dtype=np.uint8) if masks else None, ids)
+
+
+def numbered(count):
+    """Image i has the grey value i everywhere, so a batch tells which images it holds."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 9, 9, 3))
+    return array_source(np.ascontiguousarray(images), images[..., 0].copy(), [str(i) for i in range(count)])
+
+
+def take(stream, steps):
+    return list(islice(stream, steps))
+
+
+def assert_same(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        for a, b in zip(batch, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def indices(stream, steps):
+    return np.concatenate([batch[0][:, 0, 0, 0].astype(int) for batch in take(stream, steps)])
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_shapes_and_types(kind):
+    batch = take(STREAMS[kind](noise(5), batch_size=4, seed=0, start_step=0, augment=FULL), 1)[0]
+    shapes = {name: (x.shape, x.dtype) for name, x in batch._asdict().items()}
+    image, label = ((4, 33, 33, 3), np.float32), ((4, 33, 33), np.int32)
+    expected = {"labeled": {"image": image, "label": label}}
+    expected["unlabeled"] = {"weak": image, "strong": image, "valid": ((4, 33, 33), np.uint8), "label": label}
+    assert shapes == expected[kind]
+
+
+def test_unlabeled_batches_have_no_label_without_masks():
+    batch = take(unlabeled_stream(noise(3, masks=False), batch_size=2, seed=0, start_step=0, augment=FULL), 1)[0]
+    assert batch.label is None
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_restart_continues_exactly(kind):
+    arguments = {"batch_size": 4, "seed": 3, "augment": FULL}
+    whole = take(STREAMS[kind](noise(7), start_step=0, **arguments), 6)
+    tail = take(STREAMS[kind](noise(7), start_step=4, **arguments), 2)
+    assert_same(whole[4:], tail)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_parallel_calls_do_not_change_the_input(kind):
+    arguments = {"batch_size": 4, "seed": 3, "start_step": 1, "augment": FULL}
+    one = take(STREAMS[kind](noise(7), num_parallel_calls=1, prefetch=1, **arguments), 4)
+    many = take(STREAMS[kind](noise(7), num_parallel_calls=4, prefetch=3, **arguments), 4)
+    assert_same(one, many)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_hosts_read_the_rows_of_one_global_batch(kind):
+    arguments = {"batch_size": 6, "seed": 1, "start_step": 2, "augment": FULL}
+    whole = take(STREAMS[kind](noise(5), **arguments), 3)
+    parts = [take(STREAMS[kind](noise(5), shard=(host, 3), **arguments), 3) for host in range(3)]
+    for step, batch in enumerate(whole):
+        for field, x in enumerate(batch):
+            np.testing.assert_array_equal(x, np.concatenate([part[step][field] for part in parts]))
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+def test_every_epoch_is_a_permutation(kind, count):
+    stream = STREAMS[kind](numbered(count), batch_size=4, seed=5, start_step=0, augment=PLAIN)
+    order = indices(stream, 3 * count)[: 12 * count].reshape(12, count)
+    np.testing.assert_array_equal(np.sort(order, 1), np.broadcast_to(np.arange(count), order.shape))
+    if count > 2:
+        assert len({tuple(epoch) for epoch in order}) > 6
+
+
+def test_seed_and_stream_change_the_order_and_the_augmentation():
+    def order(kind, seed):
+        return indices(STREAMS[kind](numbered(50), batch_size=25, seed=seed, start_step=0, augment=PLAIN), 2)
+
+    orders = {tuple(order(kind, seed)) for kind in STREAMS for seed in (0, 1)}
+    assert len(orders) == 4
+    one_image = noise(1)
+    weak = [
+        take(stream(one_image, batch_size=1, seed=seed, start_step=0, augment=FULL), 1)[0][0]
+        for stream in STREAMS.values()
+        for seed in (0, 1)
+    ]
+    assert len({x.tobytes() for x in weak}) == 4
+
+
+def test_one_image_is_augmented_differently_in_every_epoch():
+    batch = take(unlabeled_stream(noise(1), batch_size=8, seed=0, start_step=0, augment=FULL), 1)[0]
+    assert len({x.tobytes() for x in batch.strong}) == 8
+
+
+@pytest.mark.parametrize(("count", "batch_size", "batches"), [(7, 3, 3), (6, 3, 2), (1, 4, 1)])
+def test_evaluation_sees_every_image_once_and_in_order(count, batch_size, batches):
+    source = noise(count)
+    mean_pixel = (1.5, 2.5, 3.5)
+    out = list(
+        evaluation_batches(source, batch_size=batch_size, pad_size=(33, 49), mean_pixel=mean_pixel, ignore_id=255)
+    )
+    assert len(out) == batches
+    assert all(batch.image.shape == (batch_size, 33, 49, 3) for batch in out)
+    images, labels = (np.concatenate(x) for x in zip(*out, strict=True))
+    assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+    for index in range(count):
+        np.testing.assert_array_equal(images[index, :30, :40], source.read_image(index))
+        np.testing.assert_array_equal(labels[index, :30, :40], source.read_mask(index))
+    assert (labels[:count, :30, :40] != 255).all()
+    assert (labels != 255).sum() == count * 30 * 40
+    np.testing.assert_array_equal(images[count:], np.broadcast_to(np.float32(mean_pixel), images[count:].shape))
+    np.testing.assert_array_equal(images[:count, 30:], np.broadcast_to(np.float32(mean_pixel), (count, 3, 49, 3)))
+
+
+def test_evaluation_names_the_image_that_is_too_large():
+    with pytest.raises(UserError, match=r"image_0 is 30x40 .* 33x33.*raise the evaluation size"):
+        next(evaluation_batches(noise(2), batch_size=2, pad_size=(33, 33), mean_pixel=(0,) * 3, ignore_id=255))
+
+
+def test_streams_refuse_what_cannot_work():
+    arguments = {"seed": 0, "start_step": 0, "augment": FULL}
+    with pytest.raises(UserError, match="Batch size 4 cannot be split over 3 hosts"):
+        unlabeled_stream(noise(2), batch_size=4, shard=(0, 3), **arguments)
+    with pytest.raises(UserError, match="labelled images have no masks"):
+        labeled_stream(noise(2, masks=False), batch_size=4, **arguments)
+    with pytest.raises(UserError, match="have no masks"):
+        evaluation_batches(noise(2, masks=False), batch_size=4, pad_size=(33, 49), mean_pixel=(0,) * 3, ignore_id=255)
+
+
+def test_array_source_refuses_wrong_arrays():
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        array_source(images.astype(np.float32), None, ["a", "b"])
+    with pytest.raises(ValueError, match="images must be uint8"):
+        array_source(images, None, ["a"])
+    with pytest.raises(ValueError, match="masks must be"):
+        array_source(images, np.zeros((2, 4, 5), np.uint8), ["a", "b"])
+
+
+def test_explain_knows_only_its_own_errors():
+    assert explain(RuntimeError("out of memory")) is None
+    assert str(explain(RuntimeError("op failed: UserError: Cannot read x.jpg.\nTraceback ..."))) == "Cannot read x.jpg."
+
+
+def test_the_package_does_not_import_tensorflow():
+    code = "import sys, pc2seg_jax, pc2seg_jax.errors; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
