@@ -1,14 +1,11 @@
 """What every command shares: mistakes end in one sentence and exit status 2, never in a stack trace."""
 
-import os
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
 from pc2seg_jax.errors import UserError
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported, which happens after this module
 
 
 def _fail(message: str) -> None:
@@ -34,9 +31,9 @@ def _parse(argv: list[str]) -> list[str]:
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and runs `main`, turning `UserError` into a line on stderr and exit status 2."""
 
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells of every file it writes at INFO
-
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes at INFO
         try:
             main(argv)
         except UserError as error:

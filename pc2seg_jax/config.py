@@ -84,6 +84,54 @@ def default_config() -> ml_collections.ConfigDict:
     return c
 
 
+def small_network(c: ml_collections.ConfigDict) -> None:
+    """Changes `c` to the network and the batches of a CPU: *Deviations* from the paper, the same for every objective.
+
+    A ResNet of 26 layers and a quarter of the channels, 8 + 8 images, float32, pyramid rates for small feature maps.
+    The running statistics forget in tens of steps instead of thousands, because runs are short.
+    """
+    c.model.backbone = "resnet26_beta"
+    c.model.width = 16
+    c.model.head_width = 64
+    c.model.low_level_width = 16
+    c.model.multi_grid = (1, 2)
+    c.model.aspp_rates = (1, 2, 3)
+    c.model.head_decay = 0.95
+    c.model.dtype = "float32"
+    c.init_from = "textures"
+    c.batch_labeled = 8
+    c.batch_unlabeled = 8
+    c.optim.learning_rate = 0.05
+
+
+_POSITIVE = (
+    "steps",
+    "batch_labeled",
+    "batch_unlabeled",
+    "log_every",
+    "data.num_labeled",
+    "data.num_val",
+    "model.width",
+    "model.head_width",
+    "model.low_level_width",
+    "model.projection_dim",
+    "loss.contrast_temperature",
+    "loss.sharpening_temperature",
+    "loss.num_negatives",
+    "optim.learning_rate",
+    "eval.batch_size",
+    "eval.every",
+)
+_NOT_NEGATIVE = (
+    "group_size",
+    "data.max_side",
+    "augment.cutout_size",
+    "loss.contrast_weight",
+    "loss.consistency_weight",
+    "optim.weight_decay",
+)
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
@@ -103,27 +151,10 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
         for part in key.split("."):
             value = value[part]
         _require(value in names, f"config.{key} is {value!r}, expected one of: {', '.join(names)}")
-    positive = (
-        "steps",
-        "batch_labeled",
-        "batch_unlabeled",
-        "log_every",
-        "eval.every",
-        "eval.batch_size",
-        "model.width",
-    )
-    positive += ("model.projection_dim", "loss.num_negatives", "loss.contrast_temperature", "optim.learning_rate")
-    positive += ("loss.sharpening_temperature", "data.num_labeled", "data.num_val", "model.head_width")
     flat = flatten(c)
-    for key in positive:
+    for key in _POSITIVE:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}, expected a positive number")
-    for key in (
-        "loss.contrast_weight",
-        "loss.consistency_weight",
-        "group_size",
-        "data.max_side",
-        "augment.cutout_size",
-    ):
+    for key in _NOT_NEGATIVE:
         _require(flat[key] >= 0, f"config.{key} is {flat[key]}, expected 0 or more")
     for side in c.augment.crop_size:
         near = max(1, round((side - 1) / 16)) * 16 + 1
@@ -132,17 +163,16 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
             f"config.augment.crop_size has side {side}, expected sides of the form 16k + 1, e.g. {near}",
         )
     _require(len(c.augment.crop_size) == 2, "config.augment.crop_size must hold two numbers: height, width")
-    _require(
-        len(c.augment.scales) > 0 and min(c.augment.scales) > 0, "config.augment.scales must hold positive factors"
-    )
+    scales = c.augment.scales
+    _require(len(scales) > 0 and min(scales) > 0, f"config.augment.scales is {scales}, expected positive factors")
     for side in c.eval.size:
         _require(side == 0 or side % 16 == 1, f"config.eval.size has side {side}, expected 0 or the form 16k + 1")
-    _require(
-        c.model.output_stride in (8, 16), f"config.model.output_stride is {c.model.output_stride}, expected 8 or 16"
-    )
+    stride = c.model.output_stride
+    _require(stride in (8, 16), f"config.model.output_stride is {stride}, expected 8 or 16")
     _require(
         c.data.dataset != "shapes" or c.data.num_labeled <= c.data.num_unlabeled,
-        f"config.data.num_labeled is {c.data.num_labeled}, more than config.data.num_unlabeled ({c.data.num_unlabeled})",
+        f"config.data.num_labeled is {c.data.num_labeled}, expected at most config.data.num_unlabeled "
+        f"({c.data.num_unlabeled})",
     )
     _require(
         c.data.dataset != "folder" or c.data.root,

@@ -48,7 +48,6 @@ def supervised(
     batch: Batch,
     key: Array,
     *,
-    group_size: int,
     ignore_id: int,
     **unused,
 ) -> tuple[Array, tuple[Tree, dict]]:
@@ -59,7 +58,7 @@ def supervised(
     Returns:
       (loss, (updated batch statistics, metrics)).
     """
-    del group_size, unused
+    del unused
     outputs, moments = model.apply(params, batch_stats, batch.labeled.image, train=True, key=key)
     loss = _supervised_loss(outputs, batch.labeled, ignore_id)
     return loss, (model.update_statistics(batch_stats, moments), {"loss": loss, "loss/supervised": loss})

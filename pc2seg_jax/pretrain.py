@@ -1,7 +1,8 @@
 """Pretrains a small backbone on procedural image classification: ImageNet's part for the embedded dataset.
 
-The task has the embedded dataset's renderer but none of its textures, and none of its textured forms: 8 forms x 8
-textures, one object per image, in random colours, to be told apart by form and by texture. The result is a file for --config.init_from.
+The task has the embedded dataset's renderer but none of its classes' forms and textures: 8 other forms x 8 other
+textures, one object per image, in random colours; the form and the texture are to be named. The result is a file for
+--config.init_from.
 """
 
 import pathlib

@@ -135,20 +135,21 @@ def train_and_evaluate(
         try:
             for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, shard_batch(next(batches), shardings.data))
-                if step == start + 1:
+                if step == start + 1:  # compiled in this step
                     jax.block_until_ready(metrics)
-                    progress.pause()
+                    progress.start(step)
                 if step % config.log_every == 0 or step == config.steps:
                     values = {name: float(value) for name, value in metrics.items()}
                     rate = progress.update(step, values["loss"])
-                    writer.write(step, values | {"images_per_second": rate})
+                    seconds = writer.seconds + progress.seconds
+                    writer.write(step, values | {"images_per_second": rate, "seconds": seconds})
                 if step % config.eval.every == 0 or step == config.steps:
-                    result = evaluate(state)
-                    progress.miou = result["miou"]
-                    writer.write(step, {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"]})
-                    progress.message(f"step {step}: val mIoU {result['miou']:.2f} %")
-                    checkpoints.save(state, result["miou"])
-                    progress.pause()
+                    with progress.paused():
+                        result = evaluate(state)
+                        progress.miou = result["miou"]
+                        writer.write(step, {f"val/{name}": result[name] for name in ("miou", "pixel_accuracy")})
+                        progress.message(f"step {step}: val mIoU {result['miou']:.2f} %")
+                        checkpoints.save(state, result["miou"])
         finally:
             progress.close()
             writer.close()

@@ -1,10 +1,12 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard, and the terminal."""
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import tensorboardX
 import tqdm
@@ -14,14 +16,16 @@ class MetricWriter:
     """Appends scalars to `<workdir>/metrics.jsonl` and to TensorBoard event files.
 
     On resuming at step t, lines of later steps, written by a run that died after its last checkpoint, are dropped, so
-    every step stands in the file once.
+    every step stands in the file once. `seconds` is the training time that the kept lines tell of.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
         path = workdir / "metrics.jsonl"
+        self.seconds = 0.0
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
             path.write_text("".join(line + "\n" for line in lines))
+            self.seconds = max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
         self._file = path.open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
@@ -49,29 +53,35 @@ class Progress:
     def __init__(self, start_step: int, steps: int, images_per_step: int):
         self._steps, self._images = steps, images_per_step
         self._last, self._step = time.monotonic(), start_step
-        self._seconds, self._count = 0.0, 0
+        self.seconds, self._count = 0.0, 0  # of training alone: without compiling and evaluating
         self.miou = math.nan
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(initial=start_step, total=steps, unit="step", dynamic_ncols=True)
 
-    def pause(self) -> "Progress":
-        """Call after anything that is not training (compiling, evaluation): its time does not count as a step's."""
-        self._last = time.monotonic()
-        return self
+    def start(self, step: int) -> None:
+        """Counts from here on: what came before, such as compiling the first step, was not a step's time."""
+        self._last, self._step = time.monotonic(), step
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time spent inside, such as an evaluation's, does not count as training."""
+        before = time.monotonic()
+        yield
+        self._last += time.monotonic() - before
 
     def update(self, step: int, loss: float) -> float:
         """Shows step `step`; returns images per second since the last call."""
         now = time.monotonic()
         elapsed, done = now - self._last, step - self._step
         self._last, self._step = now, step
-        self._seconds, self._count = self._seconds + elapsed, self._count + done
+        self.seconds, self._count = self.seconds + elapsed, self._count + done
         rate = done * self._images / elapsed
         if self._bar is not None:
             self._bar.update(done)
             self._bar.set_postfix_str(f"loss {loss:.3f}, mIoU {self.miou:.2f} %, {rate:.1f} images/s")
         else:
-            remaining = int(self._seconds / self._count * (self._steps - step))
+            remaining = int(self.seconds / max(self._count, 1) * (self._steps - step))
             print(
                 f"step {step}/{self._steps}  loss {loss:.4f}  mIoU {self.miou:.2f} %  {rate:.1f} images/s  "
                 f"remaining {remaining // 3600}:{remaining // 60 % 60:02d}:{remaining % 60:02d}",

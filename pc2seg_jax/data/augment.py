@@ -8,7 +8,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import tensorflow as tf
+from pc2seg_jax.data.quiet_tensorflow import tf
 
 
 class AugmentParams(NamedTuple):

@@ -8,9 +8,9 @@ continues exactly, without reading what came before, and hosts read disjoint row
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 
 from pc2seg_jax.data.augment import AugmentParams, augment_labeled, augment_unlabeled, pad_to
+from pc2seg_jax.data.quiet_tensorflow import tf
 from pc2seg_jax.data.sources import Source, explain
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.types import Labeled, Unlabeled

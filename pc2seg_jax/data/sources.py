@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
+from pc2seg_jax.data.quiet_tensorflow import tf
 from pc2seg_jax.errors import UserError
-
-tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads and augments; the accelerators belong to JAX
 
 # What Pillow raises for files that are missing, truncated, mislabelled or absurdly large.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)

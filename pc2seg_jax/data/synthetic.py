@@ -1,9 +1,9 @@
 """The embedded dataset: procedural scenes whose classes differ in form and texture, never in colour.
 
-Every image is a pure function of (seed, split, index), so nothing is downloaded and every machine sees the same pixels.
-A scene is a smoothly lit, noisy background with clutter, on which a few objects occlude each other. An object is a form
-(its outline) filled with a texture in two random colours. Class ids name (form, texture) pairs; plain objects of the same
-forms, and scraps of the same textures, belong to the background, so neither cue suffices alone.
+Every image is a pure function of (seed, split, index): nothing is downloaded and every machine sees the same pixels.
+A scene is a smoothly lit, noisy background with clutter, on which a few objects occlude each other. An object is a
+form (its outline) filled with a texture in two random colours. Class ids name (form, texture) pairs; plain objects of
+the same forms, and scraps of the same textures, belong to the background, so neither cue suffices alone.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def _square(u, v):
 
 
 def _triangle(u, v):
-    return (v > -0.65) & (v < 1.1 - 1.9 * abs(u))
+    return (v > -0.7) & (v < 1.15 - 1.6 * abs(u))
 
 
 def _star(u, v):
@@ -246,7 +246,7 @@ def scene(seed: int, split: int, index: int, size: int = 97) -> tuple[np.ndarray
         distractor = rng.uniform() < 0.2
         class_id = 0 if distractor else int(rng.integers(1, len(CLASSES) + 1))
         form, texture = CLASSES[class_id - 1] if class_id else (CLASSES[rng.integers(len(CLASSES))][0], "plain")
-        window, inside = _paint(rng, image, form, texture, (0.15 * size, 0.3 * size))
+        window, inside = _paint(rng, image, form, texture, (0.18 * size, 0.33 * size))
         mask[window][inside] = class_id
     return _light(rng, image), mask
 

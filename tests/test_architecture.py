@@ -1,0 +1,119 @@
+"""The house rules, read from the source: imports only go down, and every library has its place."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "pc2seg_jax"
+COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes")
+
+# A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
+# import one another freely.
+LAYERS = (
+    ("__init__", "errors", "types", "resize"),
+    ("config", "parallel"),
+    ("ops", "models", "data"),
+    ("objective", "optim", "checkpoints", "writers", "workdir"),
+    ("build", "step"),
+    ("evaluation", "restoring"),
+    ("prediction", "training"),
+    ("cli",),
+    COMMANDS,
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEAVES = {"__init__", "errors", "types", "resize"}
+
+# The only places that import a library; what is not listed is free.
+HOMES = {
+    "tensorflow": {"data"},
+    "flax": {"models"},
+    "orbax": {"checkpoints"},
+    "tensorboardX": {"writers"},
+    "absl": {"cli", *COMMANDS},
+}
+FORBIDDEN = {
+    "data": {"jax", "flax", "optax", "orbax", "ml_collections"},
+    "ops": {"flax", "optax", "tensorflow", "PIL", "ml_collections", "pathlib", "os"},
+    "models": {"tensorflow", "optax", "PIL", "ml_collections"},
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+PYTHON = [path for folder in ("pc2seg_jax", "configs", "tests", "launch") for path in (ROOT / folder).rglob("*.py")]
+
+
+def part(path):
+    """'ops' for a file of a folder, else the module's name."""
+    inside = path.relative_to(PACKAGE).parts
+    return inside[0] if len(inside) > 1 else path.stem
+
+
+def imports(path):
+    """Full dotted names of everything that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path):
+    """Parts of the package that a file imports; importing the package itself is importing `__init__`."""
+    for name in imports(path):
+        first, *rest = name.split(".")
+        if first == "pc2seg_jax":
+            yield rest[0] if rest and rest[0] in LEVELS else "__init__"
+
+
+def libraries(path):
+    return {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    assert part(path) in LEVELS, f"{path} has no layer: give it one"
+    own = part(path)
+    inside_folder = path.parent != PACKAGE
+    for imported in own_imports(path):
+        if not (inside_folder and imported == own):
+            assert LEVELS[imported] < LEVELS[own], f"{path.name} imports {imported}, which is not below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_library_has_its_place(path):
+    for library in libraries(path):
+        assert part(path) in HOMES.get(library, {part(path)}), f"{path} imports {library}"
+        assert library not in FORBIDDEN.get(part(path), ()), f"{path} imports {library}"
+
+
+def test_ops_models_and_data_know_neither_configurations_nor_meshes():
+    for path in FILES:
+        if part(path) in ("ops", "models", "data"):
+            assert set(own_imports(path)) <= {part(path), *LEAVES}, path
+
+
+def test_data_stays_off_jax_through_what_it_imports():
+    for path in FILES:
+        if part(path) == "data":
+            for imported in set(own_imports(path)) - {"data"}:
+                assert "jax" not in libraries(PACKAGE / f"{imported}.py"), f"{path} imports {imported}"
+
+
+def test_every_layer_exists():
+    missing = [name for name in LEVELS if not (PACKAGE / f"{name}.py").exists() and not (PACKAGE / name).is_dir()]
+    assert not missing
+
+
+def test_no_file_is_a_drawer_for_everything():
+    assert not [path for path in PYTHON if path.name.startswith(("util", "helper", "misc", "common"))]
+
+
+def test_files_and_functions_stay_readable():
+    long = [path for path in PYTHON if len(path.read_text().splitlines()) > 350]
+    for path in PYTHON:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 85:
+                long.append(f"{path}: {node.name}")
+    assert not long
