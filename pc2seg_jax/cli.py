@@ -1,28 +1,45 @@
 """What every command shares: mistakes end in one sentence and exit status 2, never in a stack trace."""
 
+import pathlib
 import sys
 from collections.abc import Callable
 
+import ml_collections
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from pc2seg_jax.errors import UserError
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
+def _check_config(flag: flags.Flag) -> None:
+    """A configuration file that cannot be opened would only raise when its first key is read."""
+    path = pathlib.Path(config_flags.get_config_filename(flag).partition(":")[0])
+    if not path.is_file():
+        raise UserError(f"--config={path} is not a file: name one of configs/, or your own")
+    if not isinstance(flag.value, ml_collections.ConfigDict):
+        raise UserError(f"--config={path} must return the configuration from its get_config(), not {flag.value!r}")
+
+
 def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags and, where there is one, runs the configuration file, which may raise anything."""
     try:
         rest = flags.FLAGS(argv)
-        for name in flags.FLAGS:
-            if name == "config":  # a config file is read at the first access only
-                _ = flags.FLAGS[name].value
+        if "config" in flags.FLAGS:
+            _check_config(flags.FLAGS["config"])
+    except UserError as error:
+        _fail(str(error))
     except flags.Error as error:
-        _fail(str(error).replace("\n", " "))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        _fail(f"in --config: {error}")
+        flag, _, trace = str(error).partition("Error whilst parsing config file:")
+        _fail(flag + trace.strip().rpartition("\n")[2])  # of a stack trace, the last line
+    except KeyError as error:
+        _fail(f"in --config: there is no key {error.args[0]}")
+    except Exception as error:
+        _fail(f"in --config: {type(error).__name__}: {error}")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: options are written --name=value, see --help")
     return rest
@@ -33,7 +50,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes at INFO
+            logging.set_verbosity(logging.ERROR)  # Orbax tells of every file, and warns of being read-only
         try:
             main(argv)
         except UserError as error:

@@ -129,7 +129,17 @@ _NOT_NEGATIVE = (
     "loss.contrast_weight",
     "loss.consistency_weight",
     "optim.weight_decay",
+    "seed",
+    "data.seed",
 )
+_AT_MOST_1 = (
+    "augment.flip_probability",
+    "augment.brightness",
+    "augment.contrast",
+    "augment.saturation",
+    "augment.hue",
+)
+_BELOW_1 = ("model.dropout_rate", "model.backbone_decay", "model.head_decay", "optim.momentum")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -156,13 +166,20 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
         _require(flat[key] > 0, f"config.{key} is {flat[key]}, expected a positive number")
     for key in _NOT_NEGATIVE:
         _require(flat[key] >= 0, f"config.{key} is {flat[key]}, expected 0 or more")
+    for key in ("seed", "data.seed"):
+        _require(flat[key] < 2**31, f"config.{key} is {flat[key]}, expected less than 2147483648")
+    for key in _AT_MOST_1:
+        _require(0 <= flat[key] <= 1, f"config.{key} is {flat[key]}, expected a number from 0 to 1")
+    for key in _BELOW_1:
+        _require(0 <= flat[key] < 1, f"config.{key} is {flat[key]}, expected a number from 0 to below 1")
+    for key in ("augment.crop_size", "eval.size"):
+        _require(len(flat[key]) == 2, f"config.{key} is {flat[key]}, expected two numbers: height, width")
     for side in c.augment.crop_size:
         near = max(1, round((side - 1) / 16)) * 16 + 1
         _require(
             side > 1 and side % 16 == 1,
             f"config.augment.crop_size has side {side}, expected sides of the form 16k + 1, e.g. {near}",
         )
-    _require(len(c.augment.crop_size) == 2, "config.augment.crop_size must hold two numbers: height, width")
     scales = c.augment.scales
     _require(len(scales) > 0 and min(scales) > 0, f"config.augment.scales is {scales}, expected positive factors")
     for side in c.eval.size:
@@ -215,7 +232,7 @@ def _validate_groups(c: ml_collections.ConfigDict) -> None:
 
 
 def flatten(c: ml_collections.ConfigDict | dict, prefix: str = "") -> dict:
-    """{'model.width': 64, ...}: dotted keys in order of definition."""
+    """{'model.width': 64, ...}: every leaf under its dotted key."""
     flat = {}
     for key, value in c.items():
         if isinstance(value, ml_collections.ConfigDict | dict):
@@ -251,7 +268,10 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
         node = c
         for parent in parents:
             node = node[parent]
-        node[name] = tuple(value) if isinstance(value, list) else value
+        try:
+            node[name] = tuple(value) if isinstance(value, list) else value
+        except TypeError as error:
+            raise UserError(f"{path} has {key}: {value!r}, which is of another type ({error})") from error
     return c
 
 

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     eval_step = make_eval_step(
         run.model, num_classes=len(run.info.class_names), ignore_id=run.info.ignore_id, shardings=run.shardings
     )
-    batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value)
+    batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value, run.shardings)
     confusion = evaluation.evaluate(eval_step, run.params, run.batch_stats, batches, run.shardings)
     result = evaluation.summarize(confusion, run.info, step=run.step, split=_SPLIT.value)
     path = evaluation.write(folder, result)

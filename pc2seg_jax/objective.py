@@ -1,5 +1,6 @@
 """The training objectives. `pc2seg` is the method of the paper in one function."""
 
+import functools
 import math
 
 import jax
@@ -18,8 +19,8 @@ def _supervised_loss(outputs: Outputs, labeled: Labeled, ignore_id: int) -> Arra
     return masked_mean(cross_entropy(logits, labeled.label, ignore_id=ignore_id), labeled.label != ignore_id)
 
 
-def _to_groups(x: Array, blocks: int) -> Array:
-    return x.reshape(blocks, -1, *x.shape[1:])
+def _to_groups(tree: Tree, blocks: int) -> Tree:
+    return jax.tree.map(lambda x: x.reshape(blocks, -1, *x.shape[1:]), tree)
 
 
 def _join(a: Array, b: Array, blocks: int) -> Array:
@@ -123,10 +124,7 @@ def pc2seg(
         loss = loss + consistency_weight * metrics["loss/consistency"]
     if contrast_weight:
         cells = weak.features.shape[1:3]
-
-        def grouped(x: Array | None) -> Array | None:
-            return None if x is None else _to_groups(x, groups[1])
-
+        grouped = functools.partial(_to_groups, blocks=groups[1])
         probabilities = resize_bilinear(jax.nn.softmax(weak.logits), cells)
         labels = None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells)
         values, mask, stats = pixel_contrast(

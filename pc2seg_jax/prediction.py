@@ -50,12 +50,13 @@ def read_image(path: pathlib.Path, max_side: int) -> tuple[np.ndarray, tuple[int
     try:
         with Image.open(path) as image:
             image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file or remove it from the folder") from error
     original = image.height, image.width
     if max_side and max(original) > max_side:
         factor = max_side / max(original)
-        image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR)
+        size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+        image = image.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(image), original
 
 
@@ -97,6 +98,9 @@ def predict_folder(
     """
     paths = find_images(images)
     masks, overlays = output / "masks", output / "overlays"
+    for folder in (output, masks, overlays):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is not a folder: name another --output")
     for path in paths:
         if not overwrite and (masks / f"{path.stem}.png").exists():
             raise UserError(

@@ -1,5 +1,7 @@
 """Pretrains a small backbone on procedural image classification: ImageNet's part for the embedded dataset.
 
+python -m pc2seg_jax.pretrain --output=FILE.npz [--backbone=...] [--width=...] [--steps=N]
+
 The task has the embedded dataset's renderer but none of its classes' forms and textures: 8 other forms x 8 other
 textures, one object per image, in random colours; the form and the texture are to be named. The result is a file for
 --config.init_from.

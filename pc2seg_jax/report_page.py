@@ -21,7 +21,7 @@ _CURVES = {
     "loss/consistency": "Consistency, unlabelled pixels",
     "loss/contrast": "Contrast, unlabelled pixels",
 }
-_PRINTED = ("run", "labelled images", "steps", "images per step", "val mIoU %", "minutes")
+_PRINTED = ("run", "labelled images", "steps", "images per step", "val mIoU %", "training minutes")
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1d2126; --soft: #5c6670; --rule: #d9dee3; --raised: #f5f7f8;
@@ -33,7 +33,7 @@ body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 1120px; background
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 h3 { font-size: .9rem; font-weight: 600; margin: 0 0 .25rem; }
-p { margin: .25rem 0 .75rem; max-width: 75ch; } .soft, figcaption, svg text { color: var(--soft); fill: var(--soft); }
+p { margin: .25rem 0 .75rem; max-width: 90ch; } .soft, figcaption, svg text { color: var(--soft); fill: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 1.25rem .35rem 0; text-align: left; vertical-align: bottom; white-space: nowrap;
@@ -47,7 +47,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 10.5px;
 .grid { stroke: var(--rule); fill: none; } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .pictures td, .pictures th { border: 0; padding: 0 .6rem .6rem 0; vertical-align: top; white-space: normal; }
 .pictures thead th { vertical-align: bottom; } figure { margin: 0; } figcaption { font-size: .8rem; }
-.pictures img { display: block; width: 100%; min-width: 110px; max-width: 240px; border: 1px solid var(--rule); }
+.pictures img { display: block; width: clamp(110px, 17vw, 190px); border: 1px solid var(--rule); }
 .mask { image-rendering: pixelated; }
 .ignored { background: repeating-linear-gradient(45deg, #b0b0b0 0 3px, #d8d8d8 3px 6px); }
 @media print { h2 { break-after: avoid; } tr, figure { break-inside: avoid; } }
@@ -127,11 +127,11 @@ def _results(records: list[Record]) -> str:
 
 
 def _emphasised(values: list[float | None]) -> list[str]:
-    """Values in percent with the highest in bold, where there is something to compare."""
-    present = [value for value in values if value is not None]
+    """Values in percent with the highest in bold, where they differ as shown."""
     texts = ["absent" if value is None else f"{value:.2f}" for value in values]
-    best = max(present) if len(present) > 1 else None
-    return [f"<b>{text}</b>" if value == best else text for value, text in zip(values, texts, strict=True)]
+    shown = {float(text) for text in texts if text != "absent"}
+    best = f"{max(shown):.2f}" if len(shown) > 1 else None
+    return [f"<b>{text}</b>" if text == best else text for text in texts]
 
 
 def _classes(records: list[Record]) -> str:
@@ -172,7 +172,9 @@ def _pictures(records: list[Record], pictures: list[Picture]) -> str:
     keys = "".join(f"<span>{_key(info.palette[i])}{_text(name)}</span>" for i, name in enumerate(info.class_names))
     keys += '<span><span class="key ignored"></span>not counted</span>'
     titles = "".join(f"<th>{_text(title)}</th>" for title in ("image", "truth", *(record.name for record in records)))
-    rows = "".join(_picture_row(picture, np.asarray(info.palette, np.uint8), info.ignore_id) for picture in pictures)
+    names = [f"prediction of {record.name}" for record in records]
+    palette = np.asarray(info.palette, np.uint8)
+    rows = "".join(_picture_row(picture, names, palette, info.ignore_id) for picture in pictures)
     note = (
         "Spread evenly over the val list, not selected. Below a prediction: the share of counted pixels it has right."
     )
@@ -182,13 +184,14 @@ def _pictures(records: list[Record], pictures: list[Picture]) -> str:
     )
 
 
-def _picture_row(picture: Picture, palette: np.ndarray, ignore_id: int) -> str:
+def _picture_row(picture: Picture, names: list[str], palette: np.ndarray, ignore_id: int) -> str:
     ignored = picture.truth == ignore_id
-    cells = [_figure(_shrunk(picture.image, Image.Resampling.BILINEAR), picture.name, "image")]
-    for ids in (picture.truth, *picture.predictions):
+    cells = [_figure(_shrunk(picture.image, Image.Resampling.BILINEAR), picture.name, picture.name, "image")]
+    for ids, meaning in zip((picture.truth, *picture.predictions), ("truth", *names), strict=True):
         counted = (ids == picture.truth)[~ignored]
         caption = "" if ids is picture.truth or not counted.size else f"{100 * counted.mean():.1f} %"
-        cells.append(_figure(_shrunk(_painted(ids, ignored, palette), Image.Resampling.NEAREST), caption, "mask"))
+        mask = _shrunk(_painted(ids, ignored, palette), Image.Resampling.NEAREST)
+        cells.append(_figure(mask, f"{meaning}, {picture.name}", caption, "mask"))
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -206,12 +209,12 @@ def _shrunk(pixels: np.ndarray, resampling: Image.Resampling) -> Image.Image:
     return image if size == image.size else image.resize(size, resampling)
 
 
-def _figure(image: Image.Image, caption: str, kind: str) -> str:
+def _figure(image: Image.Image, meaning: str, caption: str, kind: str) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()
     caption = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return f'<figure><img class="{kind}" alt="" src="data:image/png;base64,{data}">{caption}</figure>'
+    return f'<figure><img class="{kind}" alt="{_text(meaning)}" src="data:image/png;base64,{data}">{caption}</figure>'
 
 
 def _configurations(records: list[Record]) -> str:
@@ -227,16 +230,19 @@ def _configurations(records: list[Record]) -> str:
 
 
 def _protocol(records: list[Record]) -> str:
-    lines = {_protocol_line(record.last["protocol"]): [] for record in records}
+    lines = {}
     for record in records:
-        lines[_protocol_line(record.last["protocol"])].append(record.name)
+        lines.setdefault(_protocol_line(record.last["protocol"]), []).append(record.name)
     texts = [line if len(lines) == 1 else f"{', '.join(names)}: {line}" for line, names in lines.items()]
+    users = {}
+    for record in records:
+        for role, split in record.run.info.splits.items():
+            users.setdefault((role, split), []).append(record.name)
     rows = [
-        [_text(record.name), role, _text(split.name), f"<code>{split.sha256}</code>", str(split.count)]
-        for record in records
-        for role, split in record.run.info.splits.items()
+        [_text(role), _text(split.name), _text(", ".join(names)), f"<code>{split.sha256}</code>", str(split.count)]
+        for (role, split), names in sorted(users.items())
     ]
-    titles = ["run", "split", "name", "SHA-256 of the ids, in order", "images"]
+    titles = ["split", "name", "runs", "SHA-256 of the ids, in order", "images"]
     return (
         "<h2>Protocol and data</h2>"
         + "".join(f"<p>{_text(text)}</p>" for text in texts)

@@ -72,7 +72,7 @@ def _read_record(name: str, workdir: pathlib.Path) -> Record:
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint: train it to its first evaluation, or leave it out of --runs")
     run = restoring.restore(workdir, "latest")
-    evaluations = {path.stem: json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation/*_val.json"))}
+    evaluations = {path.stem: _read_evaluation(path) for path in sorted(workdir.glob("evaluation/*_val.json"))}
     last = evaluations.get(f"{run.step}_val")
     if last is None:
         raise UserError(
@@ -84,6 +84,13 @@ def _read_record(name: str, workdir: pathlib.Path) -> Record:
     for result in evaluations.values():
         best = best if best["miou"] >= result["miou"] else result
     return Record(name, run, config_lib.flatten(run.config), last, best, _read_metrics(workdir / "metrics.jsonl"))
+
+
+def _read_evaluation(path: pathlib.Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): write it again with python -m pc2seg_jax.evaluate") from error
 
 
 def _read_metrics(path: pathlib.Path) -> list[dict]:
@@ -117,7 +124,7 @@ def headline(record: Record) -> dict[str, str]:
         "val mIoU %": f"{record.last['miou']:.2f}",
         "best val mIoU %": f"{record.best['miou']:.2f} (step {record.best['checkpoint']['step']})",
         "pixel accuracy %": f"{record.last['pixel_accuracy']:.2f}",
-        "minutes": f"{seconds[-1][1] / 60:.1f}" if seconds else "-",
+        "training minutes": f"{seconds[-1][1] / 60:.1f}" if seconds else "-",
         "images/s": f"{statistics.median(rate for _, rate in rates):.1f}" if rates else "-",
     }
 

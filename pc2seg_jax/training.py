@@ -17,14 +17,23 @@ from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.pretrained import load_backbone
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
 from pc2seg_jax.step import make_eval_step, make_init, make_train_step
-from pc2seg_jax.types import Batch, TrainState
+from pc2seg_jax.types import Batch, Labeled, TrainState
 from pc2seg_jax.writers import MetricWriter, Progress
 
 
 def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> workdir_lib.DatasetInfo:
-    """What the run's folder keeps of a dataset. The evaluation size fits the largest validation image by default."""
-    needed = [16 * math.ceil((side - 1) / 16) + 1 for side in dataset.val.sizes.max(0)]
+    """What the run's folder keeps of a dataset. The evaluation size fits the largest validation image by default.
+
+    Raises:
+      UserError: when `config.eval.size` is too small for the validation images.
+    """
+    needed = [16 * math.ceil((int(side) - 1) / 16) + 1 for side in dataset.val.sizes.max(0)]
     eval_size = tuple(int(given or need) for given, need in zip(config.eval.size, needed, strict=True))
+    if any(size < side for size, side in zip(eval_size, dataset.val.sizes.max(0), strict=True)):
+        raise UserError(
+            f"config.eval.size is {tuple(config.eval.size)}, but the largest validation image needs {tuple(needed)}: "
+            "raise it, set it to (0, 0) to fit, or shrink the images with --config.data.max_side"
+        )
     prefix = "shapes" if config.data.dataset == "shapes" else config.data.root.rstrip("/").split("/")[-1]
     names = {"labeled": config.data.labeled, "unlabeled": config.data.unlabeled, "val": config.data.val}
     if config.data.dataset == "shapes":
@@ -48,11 +57,18 @@ def training_batches(config: ml_collections.ConfigDict, dataset: Dataset, start_
     yield from map(Batch, labeled, unlabeled)
 
 
-def evaluation_batches(config: ml_collections.ConfigDict, dataset: Dataset, info: workdir_lib.DatasetInfo, split: str):
-    """The batches that every evaluation of a run sees."""
+def evaluation_batches(
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    info: workdir_lib.DatasetInfo,
+    split: str,
+    shardings: Shardings,
+) -> Iterator[Labeled]:
+    """The batches that every evaluation of a run sees, rounded up to a multiple of the devices at hand."""
+    devices = shardings.mesh.size
     return pipeline.evaluation_batches(
         getattr(dataset, split),
-        batch_size=config.eval.batch_size,
+        batch_size=-(-config.eval.batch_size // devices) * devices,
         pad_size=info.eval_size,
         mean_pixel=build.build_augmentation(config, dataset.ignore_id).mean_pixel,
         ignore_id=dataset.ignore_id,
@@ -70,10 +86,9 @@ def initial_state(config, init, model_is_new: bool, shardings: Shardings) -> Tra
 
 
 def _check_devices(config: ml_collections.ConfigDict, shardings: Shardings) -> None:
-    for key in ("batch_labeled", "batch_unlabeled", "eval.batch_size"):
-        value = config.eval.batch_size if key == "eval.batch_size" else config[key]
-        if value % shardings.mesh.size:
-            raise UserError(f"config.{key} is {value}, expected a multiple of the {shardings.mesh.size} devices")
+    for key in ("batch_labeled", "batch_unlabeled"):
+        if config[key] % shardings.mesh.size:
+            raise UserError(f"config.{key} is {config[key]}, expected a multiple of the {shardings.mesh.size} devices")
 
 
 def train_and_evaluate(
@@ -92,9 +107,11 @@ def train_and_evaluate(
     _check_devices(config, shardings)
     dataset = build.build_dataset(config)
     info = describe_dataset(config, dataset)
+    model = build.build_model(config, len(dataset.class_names))
+    if config.init_from and not workdir.exists():  # a wrong file must not leave a folder that is bound to its name
+        load_backbone(config.init_from, *jax.eval_shape(model.init, jax.random.key(0)))
     workdir_lib.claim(workdir, config, info)
 
-    model = build.build_model(config, len(dataset.class_names))
     schedule = optim.make_schedule(
         learning_rate=config.optim.learning_rate, power=config.optim.power, steps=config.steps
     )
@@ -114,8 +131,8 @@ def train_and_evaluate(
         images = config.batch_labeled + (config.batch_unlabeled if config.objective != "supervised" else 0)
         progress = Progress(start, config.steps, images)
         writer = MetricWriter(workdir, start)
-        for split in info.splits.values():
-            progress.message(f"{split.name}: {split.count} images, sha256 {split.sha256[:8]}")
+        for role, split in info.splits.items():
+            progress.message(f"{role}: {split.count} images ({split.name}, sha256 {split.sha256[:8]})")
         progress.message(f"steps {start} to {config.steps}, {workdir}")
 
         def evaluate(state: TrainState) -> dict:
@@ -123,7 +140,7 @@ def train_and_evaluate(
                 eval_step,
                 state.params,
                 state.batch_stats,
-                evaluation_batches(config, dataset, info, "val"),
+                evaluation_batches(config, dataset, info, "val", shardings),
                 shardings,
             )
             result = evaluation.summarize(confusion, info, step=int(state.step), split="val")

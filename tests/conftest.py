@@ -91,7 +91,7 @@ def make_batch():
 
 @pytest.fixture(scope="session")
 def make_parts():
-    """`make_parts(config, num_devices)`: the compiled functions of a run; made once per session where they are equal."""
+    """`make_parts(config, num_devices)`: the functions a run compiles; made once per session where they are equal."""
     from pc2seg_jax import build, optim, parallel, step
 
     made = {}

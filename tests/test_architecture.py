@@ -19,7 +19,8 @@ LAYERS = (
     ("build", "step"),
     ("evaluation", "restoring"),
     ("prediction", "training"),
-    ("cli",),
+    ("cli", "reporting", "report_chart"),
+    ("report_page",),
     COMMANDS,
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -15,10 +15,6 @@ def _disk(u, v):
     return u**2 + v**2 < 0.9
 
 
-def _square(u, v):
-    return np.maximum(abs(u), abs(v)) < 0.8
-
-
 def _triangle(u, v):
     return (v > -0.7) & (v < 1.15 - 1.6 * abs(u))
 
@@ -61,7 +57,6 @@ def _bar(u, v):
 
 FORMS = {
     "disk": _disk,
-    "square": _square,
     "triangle": _triangle,
     "star": _star,
     "ring": _ring,
@@ -83,10 +78,6 @@ def _plain(s, t):
 
 def _stripes(s, t):
     return (s % 1 < 0.5).astype(float)
-
-
-def _checks(s, t):
-    return ((s % 1 < 0.5) ^ (t % 1 < 0.5)).astype(float)
 
 
 def _dots(s, t):
@@ -128,7 +119,6 @@ def _dashes(s, t):
 TEXTURES = {
     "plain": _plain,
     "stripes": _stripes,
-    "checks": _checks,
     "dots": _dots,
     "waves": _waves,
     "grid": _grid,
@@ -145,12 +135,12 @@ CLASSES = (
     ("disk", "dots"),
     ("triangle", "stripes"),
     ("triangle", "dots"),
-    ("square", "checks"),
-    ("star", "checks"),
+    ("star", "stripes"),
+    ("star", "dots"),
 )
 CLASS_NAMES = ("background", *(f"{texture}_{form}" for form, texture in CLASSES))
 
-# The pretraining task shares no textured form and no texture with the segmentation task.
+# The pretraining task shares no form and no texture with the classes of the segmentation task.
 PRETRAIN_FORMS = ("ring", "cross", "hexagon", "crescent", "corner", "drop", "clover", "bar")
 PRETRAIN_TEXTURES = ("waves", "grid", "bricks", "zigzag", "fade", "blotches", "eyes", "dashes")
 
@@ -179,12 +169,14 @@ def _paint(
     form: str,
     texture: str,
     radius: tuple[float, float],
+    periods: tuple[float, float],
     margin: float = 0.1,
 ) -> tuple:
     """Paints one object in place at a random pose.
 
     Args:
-      image: [n, n, 3] float 0..1. radius: range of the object's radius in pixels. margin: the centre keeps this
+      image: [n, n, 3] float 0..1. radius: range of the object's radius in pixels. periods: range of the
+        texture's period in pixels. margin: the centre keeps this
         share of n away from the border.
 
     Returns:
@@ -199,7 +191,7 @@ def _paint(
     u = (np.cos(angle) * (x - cx) + np.sin(angle) * (y - cy)) / r
     v = (-np.sin(angle) * (x - cx) + np.cos(angle) * (y - cy)) / (r * squeeze)
     inside = FORMS[form](u, v)
-    turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(5, 9)
+    turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(*periods)
     phase = rng.uniform(0, 1, 2)
     s = (np.cos(turn) * x + np.sin(turn) * y) / period + phase[0]
     t = (-np.sin(turn) * x + np.cos(turn) * y) / period + phase[1]
@@ -209,13 +201,15 @@ def _paint(
     return window, inside
 
 
-def _background(rng: np.random.Generator, size: int, textures: tuple[str, ...]) -> np.ndarray:
+def _background(
+    rng: np.random.Generator, size: int, textures: tuple[str, ...], periods: tuple[float, float]
+) -> np.ndarray:
     """Two colours mixed by smooth noise, with bars and small textured scraps as clutter, [size, size, 3] in 0..1."""
     colors = rng.uniform(0, 1, (2, 3))
     mix = 0.5 + 0.5 * _smooth_noise(rng, size, int(rng.integers(2, 7)))[..., None]
     image = (1 - mix) * colors[0] + mix * colors[1]
     for _ in range(rng.integers(2, 6)):
-        _paint(rng, image, "bar", textures[rng.integers(len(textures))], (0.05 * size, 0.13 * size))
+        _paint(rng, image, "bar", textures[rng.integers(len(textures))], (0.05 * size, 0.13 * size), periods)
     return image
 
 
@@ -240,13 +234,13 @@ def scene(seed: int, split: int, index: int, size: int = 97) -> tuple[np.ndarray
       (image uint8 [size, size, 3], mask uint8 [size, size] with ids into `CLASS_NAMES`).
     """
     rng = np.random.default_rng([seed, split, index])
-    image = _background(rng, size, ("plain", "stripes", "dots", "checks"))
+    image = _background(rng, size, ("plain", "stripes", "dots"), (6, 10))
     mask = np.zeros((size, size), np.uint8)
-    for _ in range(rng.integers(2, 5)):
-        distractor = rng.uniform() < 0.2
+    for _ in range(rng.integers(1, 4)):
+        distractor = rng.uniform() < 0.15
         class_id = 0 if distractor else int(rng.integers(1, len(CLASSES) + 1))
         form, texture = CLASSES[class_id - 1] if class_id else (CLASSES[rng.integers(len(CLASSES))][0], "plain")
-        window, inside = _paint(rng, image, form, texture, (0.18 * size, 0.33 * size))
+        window, inside = _paint(rng, image, form, texture, (0.22 * size, 0.4 * size), (6, 10))
         mask[window][inside] = class_id
     return _light(rng, image), mask
 
@@ -261,8 +255,8 @@ def classification_images(count: int, *, size: int = 65, seed: int = 0) -> tuple
     labels = np.empty((count, 2), np.int32)
     for i in range(count):
         rng = np.random.default_rng([seed, 2, i])
-        image = _background(rng, size, ("plain", *PRETRAIN_TEXTURES))
+        image = _background(rng, size, ("plain", *PRETRAIN_TEXTURES), (5, 9))
         form, texture = rng.integers(len(PRETRAIN_FORMS)), rng.integers(len(PRETRAIN_TEXTURES))
-        _paint(rng, image, PRETRAIN_FORMS[form], PRETRAIN_TEXTURES[texture], (0.25 * size, 0.5 * size), 0.3)
+        _paint(rng, image, PRETRAIN_FORMS[form], PRETRAIN_TEXTURES[texture], (0.25 * size, 0.5 * size), (5, 9), 0.3)
         images[i], labels[i] = _light(rng, image), (form, texture)
     return images, labels

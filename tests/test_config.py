@@ -1,0 +1,167 @@
+"""Every sentence of `validate`, storing and comparing configurations, and that every file of configs/ trains."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from pc2seg_jax import build, config, optim, parallel, step
+from pc2seg_jax.errors import UserError
+from pc2seg_jax.types import Batch, Labeled, Unlabeled
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+# key, wrong value, further keys of the case, part of the sentence besides key and value
+WRONG = [
+    ("objective", "magic", {}, "supervised"),
+    ("data.dataset", "voc", {}, "folder"),
+    ("model.backbone", "resnet7", {}, "resnet50_beta"),
+    ("model.contrast_layer", "conv9", {}, "decoder"),
+    ("model.dtype", "float16", {}, "bfloat16"),
+    ("loss.strategy", "hardest", {}, "different_image_pseudo_label"),
+    *((key, 0, {}, "positive") for key in config._POSITIVE),
+    *((key, -1, {}, "0 or more") for key in config._NOT_NEGATIVE),
+    ("augment.crop_size", (512, 513), {}, "16k + 1, e.g. 513"),
+    ("augment.crop_size", (513, 1), {}, "16k + 1"),
+    ("augment.crop_size", (513,), {}, "height, width"),
+    ("augment.scales", (), {}, "positive"),
+    ("augment.scales", (1.0, -0.5), {}, "positive"),
+    ("augment.flip_probability", 1.5, {}, "0 to 1"),
+    ("augment.hue", -0.1, {}, "0 to 1"),
+    ("eval.size", (500, 0), {}, "16k + 1"),
+    ("eval.size", (513, 513, 3), {}, "height, width"),
+    ("model.output_stride", 32, {}, "8 or 16"),
+    ("model.dropout_rate", 1.0, {}, "below 1"),
+    ("model.head_decay", -0.1, {}, "below 1"),
+    ("model.backbone_decay", 1.5, {}, "below 1"),
+    ("optim.momentum", 1.0, {}, "below 1"),
+    ("data.num_labeled", 1001, {"data.dataset": "shapes"}, "num_unlabeled (1000)"),
+    ("data.root", "", {"data.dataset": "folder"}, "--config.data.root=FOLDER"),
+    ("batch_labeled", 6, {}, "multiple of config.group_size (4)"),
+    ("batch_unlabeled", 6, {}, "multiple of config.group_size (4)"),
+    ("group_size", 0, {"batch_labeled": 8}, "config.batch_unlabeled (64)"),
+    ("loss.contrast_weight", 0, {"loss.consistency_weight": 0.0}, "--config.objective=supervised"),
+    ("loss.strategy", "different_image", {"group_size": 1}, "config.group_size to 2 or more"),
+    ("seed", 2**31, {}, "less than 2147483648"),
+    ("loss.strategy", "oracle", {}, "--config.data.unlabeled_masks=true"),
+]
+
+
+def changed(changes):
+    c = config.default_config()
+    c.data.root = "somewhere"
+    with c.ignore_type():
+        c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_the_default_configuration_is_valid():
+    config.validate(changed({}), build.CHOICES)
+
+
+@pytest.mark.parametrize(("key", "value", "others", "hint"), WRONG, ids=lambda x: str(x) if x != {} else "")
+def test_a_wrong_value_is_named_with_its_key_and_what_it_may_be(key, value, others, hint):
+    with pytest.raises(UserError) as error:
+        config.validate(changed({key: value, **others}), build.CHOICES)
+    sentence = str(error.value)
+    assert f"config.{key}" in sentence
+    assert hint in sentence
+    shown = [value] if not isinstance(value, tuple) or len(value) != 2 else [x for x in value if x not in (513, 1.0, 0)]
+    assert all(str(x) in sentence for x in shown), sentence
+    assert "\n" not in sentence
+
+
+def test_unused_settings_are_not_judged():
+    for changes in (
+        {"objective": "supervised", "group_size": 0, "batch_labeled": 8},
+        {"objective": "supervised", "group_size": 1, "loss.contrast_weight": 0.0, "loss.consistency_weight": 0.0},
+        {"loss.contrast_weight": 0.0, "group_size": 1},
+        {"loss.strategy": "pseudo_label", "group_size": 1},
+        {"loss.strategy": "oracle", "data.unlabeled_masks": True},
+    ):
+        config.validate(changed(changes), build.CHOICES)
+
+
+def test_flattening_gives_every_leaf_once_under_its_dotted_name():
+    flat = config.flatten(config.default_config())
+    assert flat["model.width"] == 64
+    assert flat["seed"] == 0
+    assert flat["augment.crop_size"] == (513, 513)
+    assert not any(isinstance(value, ml_collections.ConfigDict) for value in flat.values())
+    assert len(flat) == len({key.lower() for key in flat})
+
+
+def test_a_stored_configuration_is_read_back_equal(tmp_path):
+    c = changed({"model.width": 8, "augment.crop_size": (33, 49), "data.root": "größe/ordner", "seed": 7})
+    config.save(c, tmp_path / "config.json")
+    back = config.load(tmp_path / "config.json")
+    assert config.flatten(back) == config.flatten(c)
+    assert back.augment.crop_size == (33, 49)
+    assert config.differences(back, c) == []
+    c.model.width = 16
+    c.loss.strategy = "uniform"
+    assert config.differences(back, c) == [
+        "loss.strategy: 'different_image_pseudo_label' -> 'uniform'",
+        "model.width: 8 -> 16",
+    ]
+
+
+def test_a_stored_configuration_that_does_not_fit_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    stored = config.default_config().to_dict()
+    for text, words in (
+        (json.dumps(stored | {"sorcery": 1}), ["sorcery"]),
+        (json.dumps({key: value for key, value in stored.items() if key != "seed"}), ["seed"]),
+        (json.dumps(stored | {"steps": "many"}), ["steps", "many"]),
+        (json.dumps(stored | {"model": 3}), ["model.width"]),
+        ("[1, 2]", []),
+        ("{", []),
+        ("", []),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError) as error:
+            config.load(path)
+        assert all(word in str(error.value) for word in [str(path), *words]), error.value
+
+
+def variants(path):
+    """The variants that a configuration file names after a colon in its own text, and its default."""
+    names = {
+        word.split(":")[1] for word in path.read_text().split() if word.startswith(f"--config=configs/{path.name}:")
+    }
+    return [None, *sorted(names)]
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"), [(p, v) for p in CONFIGS for v in variants(p)], ids=lambda x: getattr(x, "stem", x)
+)
+def test_every_file_in_configs_is_valid_and_its_step_can_be_traced(path, variant):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config() if variant is None else module.get_config(variant)
+    assert config.flatten(c).keys() == config.flatten(config.default_config()).keys()
+    if c.data.dataset == "folder":
+        c.data.root = c.data.root or "somewhere"
+    config.validate(c, build.CHOICES)
+
+    shardings = parallel.make_shardings(1)
+    model = build.build_model(c, 5)
+    schedule = optim.make_schedule(learning_rate=c.optim.learning_rate, power=c.optim.power, steps=c.steps)
+    optimizer = optim.make_optimizer(schedule, momentum=c.optim.momentum, weight_decay=c.optim.weight_decay)
+    objective = build.build_objective(c, 255)
+    train_step = step.make_train_step(model, objective, optimizer, schedule, seed=c.seed, shardings=shardings)
+    state = jax.eval_shape(step.make_init(model, optimizer, shardings), 0)
+    image = jax.ShapeDtypeStruct((c.batch_labeled, *c.augment.crop_size, 3), jnp.float32)
+    label = jax.ShapeDtypeStruct(image.shape[:3], jnp.int32)
+    view = jax.ShapeDtypeStruct((c.batch_unlabeled, *c.augment.crop_size, 3), jnp.float32)
+    valid = jax.ShapeDtypeStruct(view.shape[:3], jnp.uint8)
+    known = jax.ShapeDtypeStruct(view.shape[:3], jnp.int32) if c.data.unlabeled_masks else None
+    unlabeled = None if c.objective == "supervised" else Unlabeled(view, view, valid, known)
+    after, metrics = jax.eval_shape(train_step, state, Batch(Labeled(image, label), unlabeled))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())

@@ -1,0 +1,168 @@
+"""The compiled step: one result on any number of devices, one compilation, all-reduces only, a pure function."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pc2seg_jax import step
+from pc2seg_jax.parallel import make_shardings, shard_batch
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    """Groups of two in batches of 8 + 8: inside a device where there are 4 devices, over two devices where there are 8.
+
+    Uniform negatives, because a weight that depends on the prediction may flip a draw by rounding; small steps,
+    because the differences that rounding makes in a gradient grow with every step that follows it.
+    """
+    return tiny_config(loss__strategy="uniform", optim__learning_rate=1e-5)
+
+
+@pytest.fixture(scope="module")
+def batches(config, make_batch):
+    return [make_batch(config, seed=i) for i in range(STEPS)]
+
+
+@pytest.fixture(scope="module")
+def one_device(config, batches, make_parts):
+    """Final state and metrics of three steps on one device, on the host."""
+    return run(make_parts(config, 1), batches)
+
+
+@pytest.fixture(scope="module")
+def inside(config, batches, make_parts):
+    """The same on four devices, compiled ahead of time so that the program can be read."""
+    parts = make_parts(config, 4)
+    batch = shard_batch(batches[0], parts.shardings.data)
+    compiled = parts.train_step.lower(parts.init(config.seed), batch).compile()
+    return run(parts, batches, compiled), compiled
+
+
+def run(parts, batches, train_step=None):
+    state, metrics = parts.init(0), []
+    for batch in batches:
+        state, values = (train_step or parts.train_step)(state, shard_batch(batch, parts.shardings.data))
+        metrics.append({name: float(value) for name, value in values.items()})
+    return jax.device_get(state), metrics
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
+
+
+def assert_same(found, expected):
+    """Equal up to float32 sums in another order.
+
+    Forward values agree to about 1e-6. Gradients pass through batch norms over 18 and fewer numbers, which amplify
+    rounding, and through ReLUs that it may switch: the accumulated gradients (the momentum) agree to about 1e-4 of
+    their norm, up to 2e-3 where a ReLU switches. Sharing statistics or averaging in a wrong way is an error of order 1.
+    """
+    (state, metrics), (other, other_metrics) = found, expected
+    for a, b in zip(metrics, other_metrics, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose([a[k] for k in sorted(a)], [b[k] for k in sorted(a)], rtol=2e-3, atol=1e-6)
+    assert int(state.step) == int(other.step) == STEPS
+    momentum, other_momentum = state.opt_state[1].trace, other.opt_state[1].trace
+    assert norm(jax.tree.map(np.subtract, momentum, other_momentum)) < 5e-3 * norm(other_momentum)
+    for a, b in ((state.params, other.params), (state.batch_stats, other.batch_stats)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
+
+
+def test_groups_inside_a_device_give_the_result_of_one_device(inside, one_device):
+    assert_same(inside[0], one_device)
+
+
+def test_groups_over_two_devices_give_the_result_of_one_device(config, batches, make_parts, one_device):
+    assert_same(run(make_parts(config, 8), batches), one_device)
+
+
+def test_the_step_is_compiled_once(config, make_parts, one_device):
+    assert make_parts(config, 1).train_step._cache_size() == 1
+    assert make_parts(config, 1).init._cache_size() == 1
+
+
+def test_devices_only_sum(inside):
+    text = inside[1].as_text()
+    found = set(re.findall(r"\b(all-[a-z]+|collective-[a-z]+|reduce-scatter|ragged-all-to-all)(?:-start)?\(", text))
+    assert found == {"all-reduce"}
+
+
+def test_the_step_is_a_pure_function(config, batches, make_parts, one_device):
+    again = run(make_parts(config, 1), batches)
+    assert again[1] == one_device[1]
+    jax.tree.map(np.testing.assert_array_equal, again[0], one_device[0])
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    """With an objective that only draws a number."""
+    shardings = make_shardings(1)
+    schedule = optax.constant_schedule(0.5)
+    optimizer = optax.sgd(schedule)
+
+    def objective(model, params, batch_stats, batch, key):
+        return params["w"].sum(), (batch_stats, {"drawn": jax.random.uniform(key)})
+
+    def draws(seed, start=0):
+        train_step = step.make_train_step(None, objective, optimizer, schedule, seed=seed, shardings=shardings)
+        params = {"w": jnp.ones(3)}
+        state = step.TrainState(jnp.asarray(start, jnp.int32), params, {}, optimizer.init(params))
+        values = []
+        for _ in range(4):
+            state, metrics = train_step(state, jnp.zeros((1,)))
+            values.append(float(metrics["drawn"]))
+            assert float(metrics["learning_rate"]) == 0.5
+        np.testing.assert_array_equal(state.params["w"], np.full(3, -1.0))
+        return values
+
+    first = draws(0)
+    assert len(set(first)) == 4
+    assert draws(0) == first
+    assert draws(0, start=2)[:2] == first[2:]
+    assert not set(draws(1)) & set(first)
+
+
+def test_the_seed_decides_the_initial_weights(config, make_parts):
+    init = make_parts(config, 1).init
+    kernels = [init(seed).params["backbone"]["conv1_1"]["conv"]["kernel"] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 0.1
+
+
+BLOCKED = """
+import sys
+sys.modules["tensorflow"] = None  # any import of it raises ImportError
+import pc2seg_jax
+import conftest, jax
+config = conftest._tiny_config(objective="supervised", group_size=4)
+from pc2seg_jax import build, optim, parallel, step
+shardings = parallel.make_shardings(1)
+model = build.build_model(config, conftest.NUM_CLASSES)
+schedule = optim.make_schedule(learning_rate=0.01, power=0.9, steps=10)
+optimizer = optim.make_optimizer(schedule, momentum=0.9, weight_decay=1e-4)
+objective = build.build_objective(config, conftest.IGNORE)
+train_step = step.make_train_step(model, objective, optimizer, schedule, seed=0, shardings=shardings)
+batch = conftest.random_batch(config)
+state, metrics = train_step(step.make_init(model, optimizer, shardings)(0), parallel.shard_batch(batch, shardings.data))
+print("loss", float(metrics["loss"]))
+"""
+
+
+def test_a_step_on_ready_made_batches_needs_no_tensorflow():
+    tests = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    done = subprocess.run([sys.executable, "-c", BLOCKED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name, loss = done.stdout.split()
+    assert name == "loss"
+    assert 0 < float(loss) < 10

@@ -1,0 +1,231 @@
+"""A tiny run from top to bottom: what it writes, how it continues after an interruption, what it refuses."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pc2seg_jax import evaluation, restoring, training, workdir
+from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.data.shapes import load_shapes
+from pc2seg_jax.data.synthetic import CLASS_NAMES
+from pc2seg_jax.errors import UserError
+from pc2seg_jax.parallel import make_shardings
+
+STEPS, EVERY = 6, 2
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_lines(folder):
+    """The training lines without what depends on the clock."""
+    clock = ("images_per_second", "seconds")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines(folder) if "loss" in line]
+
+
+def kept(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def last_state(folder, config, make_parts):
+    parts = make_parts(config)
+    with Checkpoints(folder) as checkpoints:
+        return jax.device_get(checkpoints.restore(checkpoints.latest_step(), parts.init(0)))
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, tiny_config, train):
+    """A run that was stopped in its fourth step, one after its first checkpoint, and then continued: folder, lines."""
+    folder = tmp_path_factory.mktemp("runs") / "interrupted"
+    batches = training.training_batches
+
+    def until_the_fourth(config, dataset, start_step):
+        for i, batch in enumerate(batches(config, dataset, start_step)):
+            if start_step + i == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_batches", until_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(), folder)
+    assert kept(folder) == [EVERY]
+    stopped = training_lines(folder)
+    assert [line["step"] for line in stopped] == [1, 2, 3]
+    result = train(tiny_config(), folder)
+    return folder, stopped, result
+
+
+def test_metrics_hold_every_step_once_and_every_evaluation(tiny_run):
+    every = [line["step"] for line in lines(tiny_run.workdir) if "loss" in line]
+    assert every == list(range(1, STEPS + 1))
+    evaluated = [line for line in lines(tiny_run.workdir) if "val/miou" in line]
+    assert [line["step"] for line in evaluated] == [2, 4, 6]
+    assert evaluated[-1]["val/miou"] == tiny_run.result["miou"]
+    assert evaluated[-1]["val/pixel_accuracy"] == tiny_run.result["pixel_accuracy"]
+    for line in lines(tiny_run.workdir):
+        assert all(math.isfinite(value) for value in line.values())
+    first, *_, last = training_lines(tiny_run.workdir)
+    assert {"loss/supervised", "loss/consistency", "loss/contrast", "gradient_norm"} <= first.keys()
+    np.testing.assert_allclose(first["learning_rate"], 0.01)
+    np.testing.assert_allclose(last["learning_rate"], 0.01 * (1 - 5 / 6) ** 0.9, rtol=1e-5)
+    assert list((tiny_run.workdir / "tensorboard").iterdir())
+
+
+def test_an_evaluation_says_what_was_measured_and_how(tiny_run):
+    stored = json.loads((tiny_run.workdir / "evaluation" / "6_val.json").read_text())
+    assert stored == tiny_run.result
+    assert list(stored["iou"]) == list(CLASS_NAMES)
+    values = [value for value in stored["iou"].values() if value is not None]
+    np.testing.assert_allclose(stored["miou"], np.mean(values))
+    assert 0 <= stored["miou"] <= stored["pixel_accuracy"] <= 100
+    assert stored["protocol"]["size"] == [97, 97]
+    assert stored["protocol"]["ignore_id"] == 255
+    assert stored["protocol"]["flip"] is False
+    assert stored["checkpoint"] == {"step": 6}
+    split = workdir.describe_split("shapes/seed 0", [f"val_{i:05d}" for i in range(5)])
+    assert stored["split"] == {"role": "val", **split._asdict()}
+    assert sorted(path.name for path in (tiny_run.workdir / "evaluation").iterdir()) == [
+        "2_val.json",
+        "4_val.json",
+        "6_val.json",
+    ]
+
+
+def test_the_latest_and_the_best_checkpoint_are_kept(tiny_run):
+    miou = {line["step"]: line["val/miou"] for line in lines(tiny_run.workdir) if "val/miou" in line}
+    with Checkpoints(tiny_run.workdir) as checkpoints:
+        best = checkpoints.find("best")
+        assert checkpoints.find("latest") == checkpoints.find("6") == 6
+    assert miou[best] == max(miou.values())
+    assert kept(tiny_run.workdir) == sorted({best, 6})
+
+
+def test_a_better_checkpoint_outlives_later_ones(tmp_path, tiny_config, make_parts):
+    state = make_parts(tiny_config()).init(0)
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        for step, miou in ((1, 10.0), (2, 30.0), (3, 20.0), (4, 5.0)):
+            checkpoints.save(state._replace(step=np.int32(step)), miou)
+    assert kept(tmp_path) == [2, 4]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [checkpoints.find(which) for which in ("best", "latest", "2")] == [2, 4, 2]
+        with pytest.raises(UserError, match=r"--step=3 .*\[2, 4\]"):
+            checkpoints.find("3")
+
+
+def test_an_interrupted_run_continues_bit_for_bit(tiny_run, interrupted, make_parts):
+    folder, stopped, result = interrupted
+    assert stopped == training_lines(tiny_run.workdir)[:3]
+    assert training_lines(folder) == training_lines(tiny_run.workdir)
+    assert result == tiny_run.result
+    ours, theirs = (last_state(f, tiny_run.config, make_parts) for f in (folder, tiny_run.workdir))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert int(ours.step) == STEPS
+
+
+def test_a_finished_run_started_again_only_evaluates(interrupted, tiny_config, train):
+    folder, _, result = interrupted
+    before = training_lines(folder), kept(folder)
+    assert train(tiny_config(), folder) == result
+    assert (training_lines(folder), kept(folder)) == before
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 1])
+def test_a_checkpoint_evaluates_as_in_training_in_batches_of_any_size(tiny_run, make_parts, batch_size):
+    """5 validation images: batches of 4 leave a batch of one image and three fillers."""
+    parts = make_parts(tiny_run.config)
+    restored = restoring.restore(tiny_run.workdir, "latest", parts.shardings)
+    config = restored.config.copy_and_resolve_references()
+    config.eval.batch_size = batch_size
+    dataset = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5)
+    batches = training.evaluation_batches(config, dataset, restored.info, "val", parts.shardings)
+    confusion = evaluation.evaluate(parts.eval_step, restored.params, restored.batch_stats, batches, parts.shardings)
+    assert confusion.sum() == 5 * 97 * 97
+    assert evaluation.summarize(confusion, restored.info, step=restored.step, split="val") == tiny_run.result
+
+
+def test_another_configuration_is_refused_by_the_names_of_its_keys(tiny_run, tiny_config, train):
+    with pytest.raises(UserError) as error:
+        train(tiny_config(optim__learning_rate=0.5, seed=3), tiny_run.workdir)
+    assert "optim.learning_rate: 0.01 -> 0.5; seed: 0 -> 3" in str(error.value)
+    assert str(tiny_run.workdir) in str(error.value)
+
+
+def test_other_images_under_the_same_names_are_refused(tiny_run):
+    config, info = workdir.load(tiny_run.workdir)
+    splits = info.splits | {"val": workdir.describe_split(info.splits["val"].name, ["another"])}
+    with pytest.raises(UserError, match=r"another list of val images .*5 then, 1 now"):
+        workdir.claim(tiny_run.workdir, config, info._replace(splits=splits))
+
+
+def test_a_folder_of_other_things_is_not_claimed(tmp_path, tiny_config, train):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="not the folder of a run"):
+        train(tiny_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_wrong_settings_leave_no_folder_behind(tmp_path, tiny_config):
+    shardings = make_shardings(1)
+    for changes, words in (
+        ({"init_from": "missing.npz"}, "missing.npz"),
+        ({"init_from": __file__}, "pc2seg_jax.pretrain"),
+        ({"model.multi_grid": (1, 2, 4)}, "multi_grid"),
+        ({"steps": 0}, "config.steps"),
+    ):
+        with pytest.raises(UserError, match=words):
+            training.train_and_evaluate(tiny_config(**changes), tmp_path / "run", shardings)
+        assert not list(tmp_path.iterdir()), changes
+
+
+def test_an_evaluation_size_that_is_too_small_is_refused_before_training(tmp_path, tiny_config):
+    with pytest.raises(UserError, match=r"config.eval.size is \(97, 81\), .* needs \(97, 97\)"):
+        training.train_and_evaluate(tiny_config(eval__size=(97, 81)), tmp_path / "run", make_shardings(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_must_be_multiples_of_the_devices(tmp_path, tiny_config):
+    for key in ("batch_labeled", "batch_unlabeled"):
+        with pytest.raises(UserError, match=f"config.{key} is 12, expected a multiple of the 8 devices"):
+            training.train_and_evaluate(tiny_config(**{key: 12}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_of_unlabelled_images_are_never_opened(tmp_path, tiny_config, train):
+    """A folder of the same images trains to the same numbers, with unreadable masks beside its unlabelled images."""
+    root = tmp_path / "photos"
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    shapes = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5)
+    for source, readable in ((shapes.unlabeled, ()), (shapes.labeled, range(3)), (shapes.val, range(5))):
+        for i, name in enumerate(source.ids):
+            Image.fromarray(source.read_image(i).numpy()).save(root / "images" / f"{name}.png")
+            mask = root / "masks" / f"{name}.png"
+            if i in readable:
+                Image.fromarray(source.read_mask(i).numpy().astype(np.uint8)).save(mask)
+            else:
+                mask.write_bytes(b"not a mask")
+    for file, source in (("labeled", shapes.labeled), ("train", shapes.unlabeled), ("val", shapes.val)):
+        (root / f"{file}.txt").write_text("\n".join(source.ids))
+    (root / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    config = tiny_config(data__dataset="folder", data__root=str(root))
+    result = train(config, tmp_path / "run")
+    reference = train(tiny_config(), tmp_path / "reference")
+    assert training_lines(tmp_path / "run") == training_lines(tmp_path / "reference")
+    assert result["iou"] == reference["iou"]
+    assert result["split"]["name"] == "photos/val.txt"
+
+
+def test_the_supervised_baseline_sees_no_unlabelled_image(tiny_config):
+    config = tiny_config(objective="supervised")
+    dataset = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5)
+    alone = next(training.training_batches(config, dataset._replace(unlabeled=None), 0))
+    paired = next(training.training_batches(tiny_config(), dataset, 0))
+    assert alone.unlabeled is None
+    jax.tree.map(np.testing.assert_array_equal, alone.labeled, paired.labeled)
