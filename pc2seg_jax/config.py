@@ -101,6 +101,7 @@ def small_network(c: ml_collections.ConfigDict) -> None:
     c.init_from = "textures"
     c.batch_labeled = 8
     c.batch_unlabeled = 8
+    c.group_size = 8
     c.optim.learning_rate = 0.05
 
 

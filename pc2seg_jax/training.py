@@ -108,7 +108,7 @@ def train_and_evaluate(
     dataset = build.build_dataset(config)
     info = describe_dataset(config, dataset)
     model = build.build_model(config, len(dataset.class_names))
-    if config.init_from and not workdir.exists():  # a wrong file must not leave a folder that is bound to its name
+    if config.init_from and not (workdir / "config.json").exists():  # a wrong file must not bind the folder to its name
         load_backbone(config.init_from, *jax.eval_shape(model.init, jax.random.key(0)))
     workdir_lib.claim(workdir, config, info)
 

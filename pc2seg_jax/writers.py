@@ -77,13 +77,14 @@ class Progress:
         self._last, self._step = now, step
         self.seconds, self._count = self.seconds + elapsed, self._count + done
         rate = done * self._images / elapsed
+        miou = "" if math.isnan(self.miou) else f"mIoU {self.miou:.2f} %  "
         if self._bar is not None:
             self._bar.update(done)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, mIoU {self.miou:.2f} %, {rate:.1f} images/s")
+            self._bar.set_postfix_str(f"loss {loss:.3f}  {miou}{rate:.1f} images/s")
         else:
             remaining = int(self.seconds / max(self._count, 1) * (self._steps - step))
             print(
-                f"step {step}/{self._steps}  loss {loss:.4f}  mIoU {self.miou:.2f} %  {rate:.1f} images/s  "
+                f"step {step}/{self._steps}  loss {loss:.4f}  {miou}{rate:.1f} images/s  "
                 f"remaining {remaining // 3600}:{remaining // 60 % 60:02d}:{remaining % 60:02d}",
                 flush=True,
             )
