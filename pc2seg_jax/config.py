@@ -88,7 +88,8 @@ def small_network(c: ml_collections.ConfigDict) -> None:
     """Changes `c` to the network and the batches of a CPU: *Deviations* from the paper, the same for every objective.
 
     A ResNet of 26 layers and a quarter of the channels, 8 + 8 images, float32, pyramid rates for small feature maps.
-    The running statistics forget in tens of steps instead of thousands, because runs are short.
+    The running statistics forget in tens of steps instead of thousands, because runs are short. One group holds all 8
+    images: the pooled features of 4 images are four numbers per channel, too few to normalise by in a short run.
     """
     c.model.backbone = "resnet26_beta"
     c.model.width = 16
