@@ -2,7 +2,7 @@
 
 python -m pc2seg_jax.pretrain --output=FILE.npz [--backbone=...] [--width=...] [--steps=N]
 
-The task has the embedded dataset's renderer but none of its classes' forms and textures: 8 other forms x 8 other
+The task has the embedded dataset's renderer but none of its classes' forms and textures: 22 other forms and 14 other
 textures, one object per image, in random colours; the form and the texture are to be named. The result is a file for
 --config.init_from.
 """

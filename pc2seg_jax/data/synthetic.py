@@ -8,127 +8,7 @@ the same forms, and scraps of the same textures, belong to the background, so ne
 
 import numpy as np
 
-# Forms are indicator functions of object coordinates u, v (both about -1..1).
-
-
-def _disk(u, v):
-    return u**2 + v**2 < 0.9
-
-
-def _triangle(u, v):
-    return (v > -0.7) & (v < 1.15 - 1.6 * abs(u))
-
-
-def _star(u, v):
-    return np.hypot(u, v) < 0.72 + 0.3 * np.cos(5 * np.arctan2(v, u))
-
-
-def _ring(u, v):
-    return abs(np.hypot(u, v) - 0.72) < 0.25
-
-
-def _cross(u, v):
-    return (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1)
-
-
-def _hexagon(u, v):
-    return np.maximum(abs(u), 0.5 * abs(u) + 0.87 * abs(v)) < 0.85
-
-
-def _crescent(u, v):
-    return (u**2 + v**2 < 1) & ((u - 0.5) ** 2 + v**2 > 0.55)
-
-
-def _corner(u, v):
-    return (np.maximum(abs(u), abs(v)) < 0.9) & ((u < -0.2) | (v < -0.2))
-
-
-def _drop(u, v):
-    return (u**2 < 0.22 * (1 - v) ** 2 * (1 + v)) & (abs(v) < 1)
-
-
-def _clover(u, v):
-    return np.hypot(u, v) < 0.6 + 0.4 * np.cos(3 * np.arctan2(v, u))
-
-
-def _bar(u, v):
-    return (abs(u) < 0.32) & (abs(v) < 1)
-
-
-FORMS = {
-    "disk": _disk,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-    "hexagon": _hexagon,
-    "crescent": _crescent,
-    "corner": _corner,
-    "drop": _drop,
-    "clover": _clover,
-    "bar": _bar,
-}
-
-# Textures are scalar fields 0..1 of texture coordinates s, t (measured in periods); 0 and 1 are the two colours.
-
-
-def _plain(s, t):
-    return np.zeros_like(s)
-
-
-def _stripes(s, t):
-    return (s % 1 < 0.5).astype(float)
-
-
-def _dots(s, t):
-    return (np.hypot(s % 1 - 0.5, t % 1 - 0.5) < 0.33).astype(float)
-
-
-def _waves(s, t):
-    return ((s + 0.3 * np.sin(2 * np.pi * t)) % 1 < 0.5).astype(float)
-
-
-def _grid(s, t):
-    return ((s % 1 < 0.25) | (t % 1 < 0.25)).astype(float)
-
-
-def _bricks(s, t):
-    return ((t % 1 < 0.2) | ((s / 2 + 0.5 * (np.floor(t) % 2)) % 1 < 0.12)).astype(float)
-
-
-def _zigzag(s, t):
-    return ((s + abs(2 * (t % 1) - 1)) % 1 < 0.5).astype(float)
-
-
-def _fade(s, t):
-    return s % 1
-
-
-def _blotches(s, t):
-    return (np.sin(4.1 * s + 2 * np.sin(2.3 * t)) + np.sin(3.7 * t + 2 * np.sin(2.9 * s)) > 0).astype(float)
-
-
-def _eyes(s, t):
-    return (abs(np.hypot(s % 1 - 0.5, t % 1 - 0.5) - 0.3) < 0.12).astype(float)
-
-
-def _dashes(s, t):
-    return ((s % 1 < 0.4) & ((t / 2 + 0.5 * (np.floor(s) % 2)) % 1 < 0.55)).astype(float)
-
-
-TEXTURES = {
-    "plain": _plain,
-    "stripes": _stripes,
-    "dots": _dots,
-    "waves": _waves,
-    "grid": _grid,
-    "bricks": _bricks,
-    "zigzag": _zigzag,
-    "fade": _fade,
-    "blotches": _blotches,
-    "eyes": _eyes,
-    "dashes": _dashes,
-}
+from pc2seg_jax.data.patterns import FORMS, TEXTURES
 
 CLASSES = (
     ("disk", "stripes"),
@@ -141,8 +21,8 @@ CLASSES = (
 CLASS_NAMES = ("background", *(f"{texture}_{form}" for form, texture in CLASSES))
 
 # The pretraining task shares no form and no texture with the classes of the segmentation task.
-PRETRAIN_FORMS = ("ring", "cross", "hexagon", "crescent", "corner", "drop", "clover", "bar")
-PRETRAIN_TEXTURES = ("waves", "grid", "bricks", "zigzag", "fade", "blotches", "eyes", "dashes")
+PRETRAIN_FORMS = tuple(name for name in FORMS if name not in ("disk", "triangle", "star"))
+PRETRAIN_TEXTURES = tuple(name for name in TEXTURES if name not in ("plain", "stripes", "dots"))
 
 
 def _colors(rng: np.random.Generator) -> np.ndarray:
@@ -255,8 +135,8 @@ def classification_images(count: int, *, size: int = 65, seed: int = 0) -> tuple
     labels = np.empty((count, 2), np.int32)
     for i in range(count):
         rng = np.random.default_rng([seed, 2, i])
-        image = _background(rng, size, ("plain", *PRETRAIN_TEXTURES), (5, 9))
+        image = _background(rng, size, ("plain", *PRETRAIN_TEXTURES), (5, 10))
         form, texture = rng.integers(len(PRETRAIN_FORMS)), rng.integers(len(PRETRAIN_TEXTURES))
-        _paint(rng, image, PRETRAIN_FORMS[form], PRETRAIN_TEXTURES[texture], (0.25 * size, 0.5 * size), (5, 9), 0.3)
+        _paint(rng, image, PRETRAIN_FORMS[form], PRETRAIN_TEXTURES[texture], (0.25 * size, 0.5 * size), (5, 10), 0.3)
         images[i], labels[i] = _light(rng, image), (form, texture)
     return images, labels
