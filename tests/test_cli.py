@@ -215,13 +215,18 @@ def test_train_starts_training_with_the_overridden_configuration(command, tmp_pa
         return tiny_run.result
 
     monkeypatch.setattr(training, "train_and_evaluate", train_and_evaluate)
-    overrides = ["--config.augment.crop_size=(33, 49)", "--config.loss.strategy=uniform", "--config.model.width=8"]
+    overrides = [
+        "--config.steps=7",
+        "--config.augment.crop_size=(33, 49)",
+        "--config.loss.strategy=uniform",
+        "--config.model.width=8",
+    ]
     status, out, err = command("train", f"--config={SHAPES}:demo", f"--workdir={tmp_path}", *overrides)
     assert (status, err) == (0, "")
     ((config, workdir),) = seen
     assert workdir == str(tmp_path)
     assert config.augment.crop_size == (33, 49)
-    assert (config.loss.strategy, config.model.width, config.steps) == ("uniform", 8, 400)
+    assert (config.loss.strategy, config.model.width, config.steps) == ("uniform", 8, 7)
     assert "mIoU" in out
     assert f"{tiny_run.result['miou']:.2f}" in out
 
