@@ -36,9 +36,13 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         flag, _, trace = str(error).partition("Error whilst parsing config file:")
         _fail(flag + trace.strip().rpartition("\n")[2])  # of a stack trace, the last line
-    except KeyError as error:
-        _fail(f"in --config: there is no key {error.args[0]}")
     except Exception as error:
+        inner = error.args[0] if error.args else error  # ml_collections wraps a KeyError into an AttributeError
+        missing = inner if isinstance(inner, KeyError) else error
+        if isinstance(missing, KeyError):
+            key, _, hint = str(missing.args[0]).partition("\n")
+            key = key.strip("'")
+            _fail(f"in --config: there is no key {key!r}, see pc2seg_jax/config.py for all of them. {hint}")
         _fail(f"in --config: {type(error).__name__}: {error}")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: options are written --name=value, see --help")
