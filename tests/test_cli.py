@@ -153,6 +153,13 @@ def test_train_refuses_a_folder_with_mistakes(command, root, tmp_path, spoil, wo
     assert not (tmp_path / "run").exists()
 
 
+def test_an_unknown_key_is_answered_with_the_key_that_was_meant(command, tmp_path):
+    for key, name, meant in (("stps", "stps", "steps"), ("data.rot", "rot", "root")):
+        result = command("train", f"--config={SHAPES}", f"--config.{key}=1", f"--workdir={tmp_path / 'run'}")
+        assert_one_sentence(result, f"there is no key '{name}'", f'Did you mean "{meant}"')
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_refuses_the_folder_of_another_run(command, tiny_run):
     result = command("train", f"--config={SHAPES}", f"--workdir={tiny_run.workdir}")
     assert_one_sentence(result, tiny_run.workdir, "model.width: 4 -> 16")
