@@ -83,8 +83,9 @@ def test_groups_inside_a_device_give_the_result_of_one_device(inside, one_device
     assert_same(inside[0], one_device)
 
 
-def test_groups_over_two_devices_give_the_result_of_one_device(config, batches, make_parts, one_device):
-    assert_same(run(make_parts(config, 8), batches), one_device)
+@pytest.mark.parametrize("devices", [2, 8])  # two groups a device; half a group a device
+def test_any_number_of_devices_gives_the_result_of_one_device(config, batches, make_parts, one_device, devices):
+    assert_same(run(make_parts(config, devices), batches), one_device)
 
 
 def test_the_step_is_compiled_once(config, make_parts, one_device):
