@@ -8,7 +8,7 @@ command with --config.objective=supervised, and supervision with every mask --co
 
 from pc2seg_jax.config import default_config, small_network
 
-STEPS = {"study": 800, "demo": 300}
+STEPS = {"study": 800, "demo": 500}
 
 
 def get_config(variant: str = "study"):
