@@ -91,8 +91,8 @@ def small_network(c: ml_collections.ConfigDict) -> None:
     The running statistics forget in tens of steps instead of thousands, because runs are short. One group holds all 8
     images: the pooled features of 4 images are four numbers per channel, too few to normalise by in a short run.
     20 negatives of a group's 784 candidates (97 x 97) are the paper's share, 200 of 8712: 200 of 784 would empty the
-    candidates of other classes and draw a quarter from the anchor's own (measured). At the start the contrastive loss
-    moves the narrow backbone 43 times as strongly as cross-entropy (gradient norms), so its weight is lower.
+    candidates of other classes and go on with the anchor's own. At the start the contrastive loss moves the narrow
+    backbone far more strongly than cross-entropy does, so its weight is a tenth of the paper's.
     """
     c.model.backbone = "resnet26_beta"
     c.model.width = 16

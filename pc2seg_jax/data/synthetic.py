@@ -55,9 +55,8 @@ def _paint(
     """Paints one object in place at a random pose.
 
     Args:
-      image: [n, n, 3] float 0..1. radius: range of the object's radius in pixels. periods: range of the
-        texture's period in pixels. margin: the centre keeps this
-        share of n away from the border.
+      image: [n, n, 3] float 0..1. radius, periods: ranges of the object's radius and of its texture's period in pixels.
+      margin: the centre keeps this share of n away from the border.
 
     Returns:
       (window, inside): the slices of the object's bounding box and its boolean outline in it.
