@@ -8,7 +8,7 @@ command with --config.objective=supervised, and supervision with every mask --co
 
 from pc2seg_jax.config import default_config, small_network
 
-STEPS = {"study": 800, "demo": 500}
+STEPS = {"study": 1200, "demo": 500}
 
 
 def get_config(variant: str = "study"):
@@ -17,7 +17,7 @@ def get_config(variant: str = "study"):
     c = default_config()
     small_network(c)
     c.data.dataset = "shapes"
-    c.data.num_labeled = 24
+    c.data.num_labeled = 16
     c.steps = STEPS[variant]
     c.augment.crop_size = (97, 97)
     c.augment.scales = (0.75, 1.0, 1.25)

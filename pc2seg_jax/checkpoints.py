@@ -72,7 +72,7 @@ class Checkpoints:
         step = int(state.step)
         items = ocp.args.Composite(
             model=ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
-            train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "teacher": state.teacher}),
         )
         if not self._manager.save(step, args=items, metrics={METRIC: float(miou)}):
             raise RuntimeError(f"step {step} was not saved: a checkpoint of this or a later step exists")
@@ -84,7 +84,9 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 model=ocp.args.StandardRestore({"params": abstract.params, "batch_stats": abstract.batch_stats}),
-                train=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+                train=ocp.args.StandardRestore(
+                    {"step": abstract.step, "opt_state": abstract.opt_state, "teacher": abstract.teacher}
+                ),
             ),
         )
         return TrainState(**restored.model, **restored.train)

@@ -20,6 +20,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.batch_labeled = 64
     c.batch_unlabeled = 64  # every unlabelled image is seen in a weak and a strong view
     c.group_size = 4  # images that share batch-norm statistics and negatives (the paper's replica); 0: the global batch
+    c.teacher_momentum = 0.0  # 0: the network itself sees the weak view; else its moving average does (VOC 1/16: 0.99)
     c.init_from = ""  # backbone weights: a file written by pc2seg_jax.pretrain, "textures" (shipped), or "" for none
 
     c.data = ml_collections.ConfigDict()
@@ -31,7 +32,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.data.ignore_id = 255  # mask id that counts nowhere
     c.data.max_side = 0  # folder: shrink so that the longer side is at most this; 0 keeps every size
     c.data.unlabeled_masks = False  # read masks of unlabelled images for measuring; needed by the oracle strategy
-    c.data.num_labeled = 24  # shapes: labelled images
+    c.data.num_labeled = 16  # shapes: labelled images
     c.data.num_unlabeled = 1000  # shapes: unlabelled images, the labelled ones among them
     c.data.num_val = 200  # shapes: evaluation images
     c.data.seed = 0  # shapes: seed of the generator
@@ -92,7 +93,8 @@ def small_network(c: ml_collections.ConfigDict) -> None:
     images: the pooled features of 4 images are four numbers per channel, too few to normalise by in a short run.
     20 negatives of a group's 784 candidates (97 x 97) are the paper's share, 200 of 8712: 200 of 784 would empty the
     candidates of other classes and go on with the anchor's own. At the start the contrastive loss moves the narrow
-    backbone far more strongly than cross-entropy does, so its weight is a tenth of the paper's.
+    backbone far more strongly than cross-entropy does, so its weight is a tenth of the paper's. The weak view passes
+    through the moving average, as in the paper where labels are scarce (VOC 1/16).
     """
     c.model.backbone = "resnet26_beta"
     c.model.width = 16
@@ -106,6 +108,7 @@ def small_network(c: ml_collections.ConfigDict) -> None:
     c.batch_labeled = 8
     c.batch_unlabeled = 8
     c.group_size = 8
+    c.teacher_momentum = 0.99
     c.loss.num_negatives = 20
     c.loss.contrast_weight = 0.03
     c.optim.learning_rate = 0.05
@@ -146,7 +149,7 @@ _AT_MOST_1 = (
     "augment.saturation",
     "augment.hue",
 )
-_BELOW_1 = ("model.dropout_rate", "model.backbone_decay", "model.head_decay", "optim.momentum")
+_BELOW_1 = ("teacher_momentum", "model.dropout_rate", "model.backbone_decay", "model.head_decay", "optim.momentum")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -72,6 +72,7 @@ def pc2seg(
     batch: Batch,
     key: Array,
     *,
+    teacher: Tree,
     group_size: int,
     ignore_id: int,
     contrast_weight: float,
@@ -86,12 +87,14 @@ def pc2seg(
     The weak view is a forward pass without gradient; its logits are the pseudo-labels of the consistency loss and
     weight the negatives, and its features reach the contrastive loss through a projection head of their own, which is
     trained. Labelled and strong images share a second pass, each in groups of their own, so that batch normalisation
-    never mixes the streams. The running statistics see labelled, weak and strong groups in this order.
+    never mixes the streams. The running statistics see labelled, weak and strong groups in this order. With a teacher,
+    the weak view is the teacher's, which the statistics do not see; both projection heads remain the network's.
     Both unlabelled losses are means over valid pixels, not the sums of eq. 2, so that lambda does not depend on the
     image size. *Deviation* where the paper is silent: pixels under Cutout are not valid.
 
     Args:
       batch: `B` labelled and `U` unlabelled images. group_size: images per group; divides both.
+      teacher: the state's, {"params", "batch_stats"} or {}.
 
     Returns:
       (loss, (updated batch statistics, metrics)).
@@ -102,16 +105,15 @@ def pc2seg(
     groups = num_labeled // group_size, num_unlabeled // group_size
     blocks = math.gcd(*groups)
 
-    weak, moments_weak = model.apply(
-        jax.lax.stop_gradient(params), batch_stats, unlabeled.weak, train=True, key=key_weak
-    )
+    seer = teacher or {"params": jax.lax.stop_gradient(params), "batch_stats": batch_stats}
+    weak, moments_weak = model.apply(**seer, images=unlabeled.weak, train=True, key=key_weak)
     weak = jax.lax.stop_gradient(weak)
     joined, moments = model.apply(
         params, batch_stats, _join(labeled.image, unlabeled.strong, blocks), train=True, key=key_strong
     )
     outputs, strong = _split(joined, num_labeled, num_unlabeled, blocks)
     moments_labeled, moments_strong = _split(moments, *groups, blocks)
-    for update in (moments_labeled, moments_weak, moments_strong):
+    for update in (moments_labeled, *(() if teacher else (moments_weak,)), moments_strong):
         batch_stats = model.update_statistics(batch_stats, update)
 
     loss = _supervised_loss(outputs, labeled, ignore_id)

@@ -13,12 +13,15 @@ from pc2seg_jax.resize import resize_bilinear
 from pc2seg_jax.types import Array, Batch, Labeled, TrainState, Tree
 
 
-def make_init(model: Model, optimizer: optax.GradientTransformation, shardings: Shardings) -> Callable:
+def make_init(
+    model: Model, optimizer: optax.GradientTransformation, *, with_teacher: bool, shardings: Shardings
+) -> Callable:
     """`init(seed) -> TrainState`, every leaf replicated over the mesh (a leaf without would compile the step twice)."""
 
     def init(seed: Array) -> TrainState:
         params, batch_stats = model.init(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        teacher = {"params": params, "batch_stats": batch_stats} if with_teacher else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), teacher)
 
     return jax.jit(init, out_shardings=shardings.replicated)
 
@@ -30,6 +33,7 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     seed: int,
+    teacher_momentum: float,
     shardings: Shardings,
 ) -> Callable:
     """`train_step(state, batch) -> (state, metrics)`, jitted over the mesh with the state donated.
@@ -37,21 +41,26 @@ def make_train_step(
     A pure function: its randomness is fold_in(seed, step). Metrics are float32 scalars of the global batch.
 
     Args:
-      objective: `(model, params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`.
+      objective: `(model, params, batch_stats, batch, key, teacher=...) -> (loss, (batch_stats, metrics))`.
+      teacher_momentum: m of teacher <- m * teacher + (1 - m) * (params, batch_stats), where the state has a teacher.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_fn(params: Tree) -> tuple[Array, tuple[Tree, dict]]:
-            return objective(model, params, state.batch_stats, batch, key)
+            return objective(model, params, state.batch_stats, batch, key, teacher=state.teacher)
 
         gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics["learning_rate"] = schedule(state.step)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        teacher = state.teacher
+        if teacher:
+            student = {"params": params, "batch_stats": batch_stats}
+            teacher = optax.incremental_update(student, teacher, 1.0 - teacher_momentum)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, teacher), metrics
 
     replicated = shardings.replicated
     return jax.jit(

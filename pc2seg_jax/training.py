@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from pc2seg_jax import build, evaluation, optim
@@ -81,7 +82,8 @@ def initial_state(config, init, model_is_new: bool, shardings: Shardings) -> Tra
     if model_is_new and config.init_from:
         params, batch_stats = load_backbone(config.init_from, state.params, state.batch_stats)
         params, batch_stats = jax.device_put((params, batch_stats), shardings.replicated)
-        state = state._replace(params=params, batch_stats=batch_stats)
+        teacher = {"params": params, "batch_stats": batch_stats} if state.teacher else {}
+        state = state._replace(params=params, batch_stats=batch_stats, teacher=jax.tree.map(jnp.copy, teacher))
     return state
 
 
@@ -117,14 +119,23 @@ def train_and_evaluate(
     )
     optimizer = optim.make_optimizer(schedule, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
     objective = build.build_objective(config, dataset.ignore_id)
-    train_step = make_train_step(model, objective, optimizer, schedule, seed=config.seed, shardings=shardings)
+    train_step = make_train_step(
+        model,
+        objective,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        teacher_momentum=config.teacher_momentum,
+        shardings=shardings,
+    )
     eval_step = make_eval_step(
         model, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
     )
 
     with Checkpoints(workdir, create=True) as checkpoints:
         start = checkpoints.latest_step()
-        state = initial_state(config, make_init(model, optimizer, shardings), start is None, shardings)
+        init = make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings)
+        state = initial_state(config, init, start is None, shardings)
         if start is not None:
             state = checkpoints.restore(start, state)
         start = start or 0

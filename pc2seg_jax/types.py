@@ -54,9 +54,13 @@ class Outputs(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes. Randomness is a function of (seed, step) and is not stored."""
+    """Everything that a step changes. Randomness is a function of (seed, step) and is not stored.
+
+    teacher: {"params", "batch_stats"}, the exponential moving averages of both, or {} where the run keeps none.
+    """
 
     step: Array
     params: Tree
     batch_stats: Tree
     opt_state: Any
+    teacher: Tree

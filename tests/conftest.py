@@ -31,6 +31,7 @@ def _tiny_config(**changes):
             "batch_labeled": 8,
             "batch_unlabeled": 8,
             "group_size": 2,
+            "teacher_momentum": 0.9,
             "data.dataset": "shapes",
             "data.num_labeled": 3,
             "data.num_unlabeled": 5,
@@ -110,9 +111,15 @@ def make_parts():
             made[name] = types.SimpleNamespace(
                 shardings=shardings,
                 model=model,
-                init=step.make_init(model, optimizer, shardings),
+                init=step.make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings),
                 train_step=step.make_train_step(
-                    model, objective, optimizer, schedule, seed=config.seed, shardings=shardings
+                    model,
+                    objective,
+                    optimizer,
+                    schedule,
+                    seed=config.seed,
+                    teacher_momentum=config.teacher_momentum,
+                    shardings=shardings,
                 ),
                 eval_step=step.make_eval_step(model, num_classes=NUM_CLASSES, ignore_id=IGNORE, shardings=shardings),
             )

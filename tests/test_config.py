@@ -154,8 +154,17 @@ def test_every_file_in_configs_is_valid_and_its_step_can_be_traced(path, variant
     schedule = optim.make_schedule(learning_rate=c.optim.learning_rate, power=c.optim.power, steps=c.steps)
     optimizer = optim.make_optimizer(schedule, momentum=c.optim.momentum, weight_decay=c.optim.weight_decay)
     objective = build.build_objective(c, 255)
-    train_step = step.make_train_step(model, objective, optimizer, schedule, seed=c.seed, shardings=shardings)
-    state = jax.eval_shape(step.make_init(model, optimizer, shardings), 0)
+    train_step = step.make_train_step(
+        model,
+        objective,
+        optimizer,
+        schedule,
+        seed=c.seed,
+        teacher_momentum=c.teacher_momentum,
+        shardings=shardings,
+    )
+    init = step.make_init(model, optimizer, with_teacher=c.teacher_momentum > 0, shardings=shardings)
+    state = jax.eval_shape(init, 0)
     image = jax.ShapeDtypeStruct((c.batch_labeled, *c.augment.crop_size, 3), jnp.float32)
     label = jax.ShapeDtypeStruct(image.shape[:3], jnp.int32)
     view = jax.ShapeDtypeStruct((c.batch_unlabeled, *c.augment.crop_size, 3), jnp.float32)

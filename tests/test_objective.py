@@ -17,6 +17,7 @@ from pc2seg_jax.types import Batch, Outputs
 
 GROUP, CLASSES, WIDTH, IGNORE = 2, 7, 5, 255
 SETTINGS = {
+    "teacher": {},
     "group_size": GROUP,
     "ignore_id": IGNORE,
     "contrast_weight": 0.3,
@@ -203,6 +204,28 @@ def test_the_weak_pass_is_a_constant_whose_projection_is_trained(state, batch):
     assert np.abs(unlearned["backbone"]["kernel"]).max() > 1e-3
 
 
+def test_a_teacher_sees_the_weak_view_and_the_network_all_else(state, batch):
+    model, (params, stats) = toy_model(), state
+    teacher = {"params": jax.tree.map(lambda x: 0.5 * x + 0.1, params), "batch_stats": stats}
+    loss, (new_stats, metrics) = run(model, state, batch, teacher=teacher)
+    weak, _ = model.apply(teacher["params"], stats, batch.unlabeled.weak, train=True)
+    strong, m_strong = model.apply(params, stats, batch.unlabeled.strong, train=True)
+    _, m_labeled = model.apply(params, stats, batch.labeled.image, train=True)
+    weak, strong = jax.tree.map(lambda x: np.asarray(x, np.float64), (weak, strong))
+    valid = batch.unlabeled.valid
+    np.testing.assert_allclose(
+        metrics["loss/consistency"], slow_consistency(weak.logits, strong.logits, valid), rtol=2e-5
+    )
+    projected = [
+        np.asarray(model.project(params, x.features, branch=name), np.float64)
+        for x, name in ((weak, "weak"), (strong, "strong"))
+    ]
+    np.testing.assert_allclose(metrics["loss/contrast"], slow_contrast(*projected, weak.logits, valid), rtol=2e-5)
+    ordered = model.update_statistics(model.update_statistics(stats, m_labeled), m_strong)
+    assert_trees_close(new_stats, ordered, rtol=1e-5, atol=1e-6)
+    assert float(loss) != float(run(model, state, batch)[0])
+
+
 def test_without_contrast_the_objective_is_supervised_plus_consistency(state, batch):
     model = toy_model()
     full, (full_stats, full_metrics) = run(model, state, batch)
@@ -296,7 +319,7 @@ def test_joining_streams_changes_nothing_in_the_real_network(tiny_config, make_b
         return [output for output, _ in outputs], stats
 
     loss = jax.jit(build.build_objective(config, IGNORE), static_argnums=0)
-    _, (new_stats, metrics) = loss(model, params, stats, batch, KEY)
+    _, (new_stats, metrics) = loss(model, params, stats, batch, KEY, teacher={})
     (supervised, weak, strong), slow_stats = separate(params, stats, batch)
     valid = batch.unlabeled.valid
     np.testing.assert_allclose(

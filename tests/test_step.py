@@ -111,13 +111,15 @@ def test_randomness_is_a_function_of_seed_and_step():
     schedule = optax.constant_schedule(0.5)
     optimizer = optax.sgd(schedule)
 
-    def objective(model, params, batch_stats, batch, key):
+    def objective(model, params, batch_stats, batch, key, *, teacher):
         return params["w"].sum(), (batch_stats, {"drawn": jax.random.uniform(key)})
 
     def draws(seed, start=0):
-        train_step = step.make_train_step(None, objective, optimizer, schedule, seed=seed, shardings=shardings)
+        train_step = step.make_train_step(
+            None, objective, optimizer, schedule, seed=seed, teacher_momentum=0.0, shardings=shardings
+        )
         params = {"w": jnp.ones(3)}
-        state = step.TrainState(jnp.asarray(start, jnp.int32), params, {}, optimizer.init(params))
+        state = step.TrainState(jnp.asarray(start, jnp.int32), params, {}, optimizer.init(params), {})
         values = []
         for _ in range(4):
             state, metrics = train_step(state, jnp.zeros((1,)))
@@ -131,6 +133,25 @@ def test_randomness_is_a_function_of_seed_and_step():
     assert draws(0) == first
     assert draws(0, start=2)[:2] == first[2:]
     assert not set(draws(1)) & set(first)
+
+
+def test_the_teacher_is_the_moving_average_of_the_network(tiny_config, make_batch, make_parts):
+    """Three steps against the recursion in float64."""
+    config = tiny_config(teacher_momentum=0.75, group_size=4, optim__learning_rate=0.1)
+    parts = make_parts(config)
+    state = parts.init(0)
+    student = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.teacher), student)
+    expected = jax.tree.map(np.float64, student)
+    for i in range(STEPS):
+        state, _ = parts.train_step(state, shard_batch(make_batch(config, seed=i), parts.shardings.data))
+        student = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, student)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), state.teacher, expected)
+    moved = jax.tree.map(
+        lambda x, y: float(np.abs(x - y).max()), student["params"], jax.device_get(state.teacher["params"])
+    )
+    assert min(jax.tree.leaves(moved["backbone"])) > 0
 
 
 def test_the_seed_decides_the_initial_weights(config, make_parts):
@@ -152,9 +173,12 @@ model = build.build_model(config, conftest.NUM_CLASSES)
 schedule = optim.make_schedule(learning_rate=0.01, power=0.9, steps=10)
 optimizer = optim.make_optimizer(schedule, momentum=0.9, weight_decay=1e-4)
 objective = build.build_objective(config, conftest.IGNORE)
-train_step = step.make_train_step(model, objective, optimizer, schedule, seed=0, shardings=shardings)
+train_step = step.make_train_step(
+    model, objective, optimizer, schedule, seed=0, teacher_momentum=0.0, shardings=shardings
+)
+init = step.make_init(model, optimizer, with_teacher=False, shardings=shardings)
 batch = conftest.random_batch(config)
-state, metrics = train_step(step.make_init(model, optimizer, shardings)(0), parallel.shard_batch(batch, shardings.data))
+state, metrics = train_step(init(0), parallel.shard_batch(batch, shardings.data))
 print("loss", float(metrics["loss"]))
 """
 

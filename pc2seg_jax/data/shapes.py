@@ -18,8 +18,8 @@ def load_shapes(
 ) -> Dataset:
     """Generates the `shapes` dataset in memory (a few seconds for the default sizes).
 
-    The labelled images are the first `num_labeled` of the unlabelled ones (the unlabelled set contains the labelled
-    set, as in the paper), so larger labelled sets contain the smaller ones.
+    The labelled images are the first of the unlabelled ones in `balanced_order`: as in the paper the unlabelled set
+    contains the labelled set, and few labels are balanced over the classes. Larger labelled sets contain the smaller.
 
     Raises:
       ValueError: when `num_labeled` is not in 1..num_unlabeled.
@@ -31,11 +31,36 @@ def load_shapes(
     images, masks = (np.stack(part) for part in zip(*train, strict=True))
     val_images, val_masks = (np.stack(part) for part in zip(*val, strict=True))
     ids = [f"train_{i:05d}" for i in range(num_unlabeled)]
+    shown = np.array([[np.any(mask == k) for k in range(1, len(CLASS_NAMES))] for mask in masks])
+    labeled = balanced_order(shown)[:num_labeled]
     return Dataset(
         class_names=CLASS_NAMES,
         palette=voc_palette(),
         ignore_id=255,
-        labeled=array_source(images[:num_labeled], masks[:num_labeled], ids[:num_labeled]),
+        labeled=array_source(images[labeled], masks[labeled], [ids[i] for i in labeled]),
         unlabeled=array_source(images, masks if masks_for_unlabeled else None, ids),
         val=array_source(val_images, val_masks, [f"val_{i:05d}" for i in range(num_val)]),
     )
+
+
+def balanced_order(shown: np.ndarray) -> list[int]:
+    """Order of images in which every class is shown about equally often by every beginning of the list.
+
+    The next image is the first remaining one that shows the class shown least so far (of equals, the first class).
+
+    Args:
+      shown: [N, K] bool, image n shows class k.
+
+    Returns:
+      A permutation of 0..N-1.
+    """
+    remaining = list(range(len(shown)))
+    counts = np.zeros(shown.shape[1], int)
+    order = []
+    while remaining:
+        by_need = (i for k in np.argsort(counts, kind="stable") for i in remaining if shown[i, k])
+        chosen = next(by_need, remaining[0])
+        remaining.remove(chosen)
+        order.append(chosen)
+        counts += shown[chosen]
+    return order
