@@ -17,7 +17,7 @@ def get_config(variant: str = "study"):
     c = default_config()
     small_network(c)
     c.data.dataset = "shapes"
-    c.data.num_labeled = 16
+    c.data.num_labeled = 20
     c.steps = STEPS[variant]
     c.augment.crop_size = (97, 97)
     c.augment.scales = (0.75, 1.0, 1.25)

@@ -32,7 +32,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.data.ignore_id = 255  # mask id that counts nowhere
     c.data.max_side = 0  # folder: shrink so that the longer side is at most this; 0 keeps every size
     c.data.unlabeled_masks = False  # read masks of unlabelled images for measuring; needed by the oracle strategy
-    c.data.num_labeled = 16  # shapes: labelled images
+    c.data.num_labeled = 20  # shapes: labelled images
     c.data.num_unlabeled = 1000  # shapes: unlabelled images, the labelled ones among them
     c.data.num_val = 200  # shapes: evaluation images
     c.data.seed = 0  # shapes: seed of the generator

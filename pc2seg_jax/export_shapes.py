@@ -1,6 +1,6 @@
 """Writes the embedded dataset `shapes` as a folder: an example of the layout for own images, and images to predict on.
 
-python -m pc2seg_jax.export_shapes --output=FOLDER [--num_labeled=16 --num_unlabeled=1000 --num_val=200]
+python -m pc2seg_jax.export_shapes --output=FOLDER [--num_labeled=20 --num_unlabeled=1000 --num_val=200]
 
 The folder can be trained on: --config.data.dataset=folder --config.data.root=FOLDER.
 """
@@ -10,7 +10,7 @@ from absl import flags
 from pc2seg_jax import cli
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder: new or empty.", required=True)
-_NUM_LABELED = flags.DEFINE_integer("num_labeled", 16, "Labelled images.", lower_bound=1)
+_NUM_LABELED = flags.DEFINE_integer("num_labeled", 20, "Labelled images.", lower_bound=1)
 _NUM_UNLABELED = flags.DEFINE_integer(
     "num_unlabeled", 1000, "Unlabelled images, the labelled ones among them.", lower_bound=1
 )
