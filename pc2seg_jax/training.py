@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -76,14 +76,20 @@ def evaluation_batches(
     )
 
 
-def initial_state(config, init, model_is_new: bool, shardings: Shardings) -> TrainState:
-    """The state of step 0, with the backbone of `config.init_from` unless a checkpoint will replace it anyway."""
+def starting_state(
+    config: ml_collections.ConfigDict, init: Callable, checkpoints: Checkpoints, shardings: Shardings
+) -> TrainState:
+    """The state of the last checkpoint, or else that of step 0 with the backbone of `config.init_from`."""
     state = init(config.seed)
-    if model_is_new and config.init_from:
+    latest = checkpoints.latest_step()
+    if latest is not None:
+        return checkpoints.restore(latest, state)
+    if config.init_from:
         params, batch_stats = load_backbone(config.init_from, state.params, state.batch_stats)
         params, batch_stats = jax.device_put((params, batch_stats), shardings.replicated)
-        teacher = {"params": params, "batch_stats": batch_stats} if state.teacher else {}
-        state = state._replace(params=params, batch_stats=batch_stats, teacher=jax.tree.map(jnp.copy, teacher))
+        # Copies, because the step donates every leaf of the state.
+        teacher = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if state.teacher else {}
+        state = state._replace(params=params, batch_stats=batch_stats, teacher=teacher)
     return state
 
 
@@ -118,10 +124,9 @@ def train_and_evaluate(
         learning_rate=config.optim.learning_rate, power=config.optim.power, steps=config.steps
     )
     optimizer = optim.make_optimizer(schedule, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
-    objective = build.build_objective(config, dataset.ignore_id)
     train_step = make_train_step(
         model,
-        objective,
+        build.build_objective(config, dataset.ignore_id),
         optimizer,
         schedule,
         seed=config.seed,
@@ -133,12 +138,9 @@ def train_and_evaluate(
     )
 
     with Checkpoints(workdir, create=True) as checkpoints:
-        start = checkpoints.latest_step()
         init = make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings)
-        state = initial_state(config, init, start is None, shardings)
-        if start is not None:
-            state = checkpoints.restore(start, state)
-        start = start or 0
+        state = starting_state(config, init, checkpoints, shardings)
+        start = int(state.step)
         images = config.batch_labeled + (config.batch_unlabeled if config.objective != "supervised" else 0)
         progress = Progress(start, config.steps, images)
         writer = MetricWriter(workdir, start)
