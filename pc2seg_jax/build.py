@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import ml_collections
 
+from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import CONTRAST_LAYERS, Model, create_model
-from pc2seg_jax.models.resnet import BACKBONES
 from pc2seg_jax.objective import OBJECTIVES
 from pc2seg_jax.ops.sampling import STRATEGIES
 
@@ -22,7 +22,7 @@ CHOICES = {
     "objective": tuple(OBJECTIVES),
     "data.dataset": DATASETS,
     "model.backbone": tuple(BACKBONES),
-    "model.contrast_layer": CONTRAST_LAYERS,
+    "model.contrast_layers": CONTRAST_LAYERS,
     "model.dtype": tuple(DTYPES),
     "loss.strategy": tuple(STRATEGIES),
 }
@@ -58,11 +58,16 @@ def build_dataset(config: ml_collections.ConfigDict) -> "Dataset":
     )
 
 
+def mean_pixel(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
+    """The colour, RGB 0..255, that fills padding and Cutout: what the backbone's preprocessing turns into 0."""
+    return BACKBONES[config.model.backbone].mean
+
+
 def build_augmentation(config: ml_collections.ConfigDict, ignore_id: int) -> "AugmentParams":
     """The settings of the input pipeline."""
     from pc2seg_jax.data.augment import AugmentParams
 
-    return AugmentParams(**config.augment.to_dict(), ignore_id=ignore_id)
+    return AugmentParams(**config.augment.to_dict(), ignore_id=ignore_id, mean_pixel=mean_pixel(config))
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:

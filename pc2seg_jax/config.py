@@ -56,10 +56,11 @@ def default_config() -> ml_collections.ConfigDict:
     c.model.multi_grid = (1, 2, 4)  # dilation factors of the units of block 4
     c.model.aspp_rates = (6, 12, 18)
     c.model.dropout_rate = 0.1
-    c.model.backbone_decay = 0.95  # decay of the batch-norm running statistics
+    c.model.backbone_decay = 0.0  # decay of the batch-norm running statistics; 0: the backbone's own (ResNet beta 0.95)
     c.model.head_decay = 0.9997
-    c.model.contrast_layer = "conv5"  # conv3 | conv4 | conv5 | encoder | decoder
+    c.model.contrast_layers = ("conv5",)  # of conv3, conv4, conv5, encoder, decoder; the losses of several add up
     c.model.projection_dim = 128
+    c.model.remat = False  # compute every backbone block again in the backward pass: less memory, a third more time
     c.model.dtype = "bfloat16"  # activations; parameters, statistics and losses are float32
 
     c.loss = ml_collections.ConfigDict()
@@ -166,12 +167,12 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
     Raises:
       UserError: naming the key, its value and what it may be.
     """
-    for key, names in choices.items():
-        value = c
-        for part in key.split("."):
-            value = value[part]
-        _require(value in names, f"config.{key} is {value!r}, expected one of: {', '.join(names)}")
     flat = flatten(c)
+    for key, names in choices.items():
+        values = flat[key] if isinstance(flat[key], tuple) else (flat[key],)
+        kind = "different ones" if isinstance(flat[key], tuple) else "one"
+        fits = values and all(value in names for value in values) and len(set(values)) == len(values)
+        _require(fits, f"config.{key} is {flat[key]!r}, expected {kind} of: {', '.join(names)}")
     for key in _POSITIVE:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}, expected a positive number")
     for key in _NOT_NEGATIVE:

@@ -1,6 +1,5 @@
 """The training objectives. `pc2seg` is the method of the paper in one function."""
 
-import functools
 import math
 
 import jax
@@ -10,7 +9,7 @@ from pc2seg_jax.models.functional import Model
 from pc2seg_jax.ops.contrastive import pixel_contrast
 from pc2seg_jax.ops.losses import cosine_consistency, cross_entropy, masked_mean
 from pc2seg_jax.resize import resize_bilinear, subsample_nearest
-from pc2seg_jax.types import Array, Batch, Labeled, Outputs, Tree
+from pc2seg_jax.types import Array, Batch, Labeled, Outputs, Tree, Unlabeled
 
 
 def _supervised_loss(outputs: Outputs, labeled: Labeled, ignore_id: int) -> Array:
@@ -65,6 +64,40 @@ def supervised(
     return loss, (model.update_statistics(batch_stats, moments), {"loss": loss, "loss/supervised": loss})
 
 
+def _contrast(
+    weak: dict[str, Array],
+    strong: dict[str, Array],
+    probabilities: Array,
+    unlabeled: Unlabeled,
+    key: Array,
+    *,
+    groups: int,
+    **settings,
+) -> tuple[Array, dict]:
+    """The sum of the contrastive losses of all layers (projected features by layer), and what to log."""
+    total, metrics = 0.0, {}
+    for layer in weak:
+        cells = weak[layer].shape[1:3]
+        labels = None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells)
+        valid = subsample_nearest(unlabeled.valid, cells) > 0
+        tensors = weak[layer], strong[layer], resize_bilinear(probabilities, cells), valid
+        values, mask, stats = pixel_contrast(
+            *_to_groups(tensors, groups), key, label=_to_groups(labels, groups), **settings
+        )
+        loss = masked_mean(values, mask)
+        # One layer is the rule; where there are several, each has its own lines in the log.
+        name = "contrast" if len(weak) == 1 else f"contrast_{layer}"
+        metrics[f"loss/{name}"] = loss
+        metrics[f"{name}/positive_cosine"] = masked_mean(stats.positive_cosine, mask)
+        metrics[f"{name}/negative_cosine"] = masked_mean(stats.negative_cosine, mask)
+        metrics[f"{name}/num_negatives"] = masked_mean(stats.num_negatives, stats.valid)
+        metrics[f"{name}/num_candidates"] = masked_mean(stats.num_candidates, stats.valid)
+        if labels is not None:
+            metrics[f"{name}/false_negative_rate"] = masked_mean(stats.false_negative_rate, stats.measured)
+        total = total + loss
+    return total, metrics
+
+
 def pc2seg(
     model: Model,
     params: Tree,
@@ -91,6 +124,8 @@ def pc2seg(
     the weak view is the teacher's, which the statistics do not see; both projection heads remain the network's.
     Both unlabelled losses are means over valid pixels, not the sums of eq. 2, so that lambda does not depend on the
     image size. *Deviation* where the paper is silent: pixels under Cutout are not valid.
+
+    Several contrast layers add up (Tab. 10), each with its own projections and the same draws where sizes agree.
 
     Args:
       batch: `B` labelled and `U` unlabelled images. group_size: images per group; divides both.
@@ -125,30 +160,22 @@ def pc2seg(
         metrics["pseudo_label/confidence"] = masked_mean(jax.nn.softmax(weak.logits).max(-1), valid)
         loss = loss + consistency_weight * metrics["loss/consistency"]
     if contrast_weight:
-        cells = weak.features.shape[1:3]
-        grouped = functools.partial(_to_groups, blocks=groups[1])
-        probabilities = resize_bilinear(jax.nn.softmax(weak.logits), cells)
-        labels = None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells)
-        values, mask, stats = pixel_contrast(
-            grouped(model.project(params, weak.features, branch="weak")),
-            grouped(model.project(params, strong.features, branch="strong")),
-            grouped(probabilities),
-            grouped(subsample_nearest(unlabeled.valid, cells) > 0),
+        projected = (
+            model.project(params, view.features, branch=branch) for view, branch in ((weak, "weak"), (strong, "strong"))
+        )
+        contrast, measured = _contrast(
+            *projected,
+            jax.nn.softmax(weak.logits),
+            unlabeled,
             key_negatives,
+            groups=groups[1],
             strategy=strategy,
             num_negatives=num_negatives,
             temperature=contrast_temperature,
-            label=grouped(labels),
             ignore_id=ignore_id,
         )
-        metrics["loss/contrast"] = masked_mean(values, mask)
-        metrics["contrast/positive_cosine"] = masked_mean(stats.positive_cosine, mask)
-        metrics["contrast/negative_cosine"] = masked_mean(stats.negative_cosine, mask)
-        metrics["contrast/num_negatives"] = masked_mean(stats.num_negatives, stats.valid)
-        metrics["contrast/num_candidates"] = masked_mean(stats.num_candidates, stats.valid)
-        if labels is not None:
-            metrics["contrast/false_negative_rate"] = masked_mean(stats.false_negative_rate, stats.measured)
-        loss = loss + contrast_weight * metrics["loss/contrast"]
+        metrics |= measured
+        loss = loss + contrast_weight * contrast
     return loss, (batch_stats, {"loss": loss, **metrics})
 
 

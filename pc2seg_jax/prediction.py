@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from PIL import Image
 
+from pc2seg_jax import build
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.restoring import Run
 from pc2seg_jax.step import predict_probabilities
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_MEAN_PIXEL = 127.5
 
 
 def find_images(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -70,7 +70,7 @@ def make_predictor(run: Run) -> Callable[[np.ndarray], np.ndarray]:
     def predict(image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
         rows, columns = _padded_size((height, width), run.info.eval_size)
-        canvas = np.full((1, rows, columns, 3), _MEAN_PIXEL, np.float32)
+        canvas = np.broadcast_to(np.float32(build.mean_pixel(run.config)), (1, rows, columns, 3)).copy()
         canvas[0, :height, :width] = image
         return np.asarray(forward(run.params, run.batch_stats, canvas))[:height, :width]
 

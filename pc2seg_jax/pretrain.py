@@ -18,9 +18,9 @@ from absl import flags
 from pc2seg_jax import cli
 from pc2seg_jax.data import synthetic
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import Classifier, create_classifier
 from pc2seg_jax.models.pretrained import save_backbone
-from pc2seg_jax.models.resnet import BACKBONES
 
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
 _BACKBONE = flags.DEFINE_enum("backbone", "resnet26_beta", sorted(BACKBONES), "The backbone to pretrain.")
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         width=_WIDTH.value,
         num_classes=_FORMS + _TEXTURES,
         output_stride=16,
-        multi_grid=(1,) * BACKBONES[_BACKBONE.value][-1],
+        multi_grid=(1,) * BACKBONES[_BACKBONE.value].num_multi_grid,
         group_size=None,
     )
     schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE.value, _STEPS.value // 20, _STEPS.value)

@@ -71,7 +71,7 @@ def evaluation_batches(
         getattr(dataset, split),
         batch_size=-(-config.eval.batch_size // devices) * devices,
         pad_size=info.eval_size,
-        mean_pixel=build.build_augmentation(config, dataset.ignore_id).mean_pixel,
+        mean_pixel=build.mean_pixel(config),
         ignore_id=dataset.ignore_id,
     )
 

@@ -46,11 +46,11 @@ class Batch(NamedTuple):
 class Outputs(NamedTuple):
     """What one forward pass returns.
 
-    logits: [B, h4, w4, C] float32 at stride 4. features: [B, h, w, F] of the contrast layer.
+    logits: [B, h4, w4, C] float32 at stride 4. features: {layer: [B, h, w, F]} of the contrast layers.
     """
 
     logits: Array
-    features: Array
+    features: dict[str, Array]
 
 
 class TrainState(NamedTuple):

@@ -59,23 +59,24 @@ def test_evaluation_normalisation_equals_twin():
     np.testing.assert_allclose(layer(x, train=False), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dilation", [1, 3, 7])
-def test_depthwise_sum_of_shifted_products_equals_convolution(dilation):
+@pytest.mark.parametrize(("dilation", "stride"), [(1, 1), (3, 1), (7, 1), (1, 2)])
+def test_depthwise_sum_of_shifted_products_equals_convolution(dilation, stride):
     """The form used on CPU and the form used elsewhere, values and gradients; 7 reaches beyond the feature map."""
     rng = np.random.default_rng(dilation)
     x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 1, 3)).astype(np.float32)
+    strides = (stride, stride)
     padding = ((dilation, dilation), (dilation, dilation))
     numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
     grouped = {"rhs_dilation": (dilation, dilation), "feature_group_count": 3, "dimension_numbers": numbers}
     forms = [
-        lambda x, kernel: shifted_depthwise(x, kernel, padding, (dilation, dilation)),
-        lambda x, kernel: depthwise_convolution(x, kernel, (1, 1), padding, **grouped),
-        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, **grouped),
+        lambda x, kernel: shifted_depthwise(x, kernel, strides, padding, (dilation, dilation)),
+        lambda x, kernel: depthwise_convolution(x, kernel, strides, padding, **grouped),
+        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, strides, padding, **grouped),
     ]
     values = [form(x, kernel) for form in forms]
     gradients = [jax.grad(lambda *a, form=form: jnp.sum(form(*a) ** 2), argnums=(0, 1))(x, kernel) for form in forms]
-    assert values[0].shape == x.shape
+    assert values[0].shape == (2, *(-(-side // stride) for side in x.shape[1:3]), 3)
     for value, gradient in zip(values[:2], gradients[:2], strict=True):
         np.testing.assert_allclose(value, values[2], rtol=0, atol=1e-5)
         for one, other in zip(gradient, gradients[2], strict=True):
@@ -128,7 +129,7 @@ def test_initial_values():
         "head/logits/conv/kernel": cut * 0.01,
         "head/concat_projection/conv/kernel": np.sqrt(2 / (5 * 64 + 64)),
         "head/aspp0/conv/kernel": np.sqrt(2 / (512 + 64)),
-        "projection/weak/conv/kernel": np.sqrt(2 / (512 + 6)),
+        "projection/conv5/weak/conv/kernel": np.sqrt(2 / (512 + 6)),
     }
     for name, deviation in deviations.items():
         leaf = np.asarray(params[name])

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models import BACKBONES, CONTRAST_LAYERS, create_classifier, create_model
-from pc2seg_jax.models.resnet import ResNetBeta, schedule
+from pc2seg_jax.models.backbones import resnet_beta
 
 SMALL = {
     "backbone": "tiny",
@@ -28,7 +27,7 @@ SMALL = {
 def tiny_backbone():
     """One unit per block, two in the first so that there is an identity shortcut: compiles in half the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "tiny", (2, 1, 1, 1))
+        patch.setitem(BACKBONES, "tiny", resnet_beta((2, 1, 1, 1)))
         yield
 
 
@@ -74,22 +73,6 @@ def small_eval(small):
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
-def test_schedule_of_strides_and_dilations():
-    r50 = BACKBONES["resnet50_beta"]
-    at16, at8, at32 = (schedule(r50, stride, (1, 2, 4)) for stride in (16, 8, 32))
-    assert at16[0] == [(1, 1), (1, 1), (2, 1)]
-    assert at16[1] == [(1, 1), (1, 1), (1, 1), (2, 1)]
-    assert at16[2] == [(1, 1)] * 6
-    assert at16[3] == [(1, 2), (1, 4), (1, 8)]
-    assert at8[0] == [(1, 1), (1, 1), (2, 1)]
-    assert at8[1] == [(1, 1)] * 4
-    assert at8[2] == [(1, 2)] * 6
-    assert at8[3] == [(1, 4), (1, 8), (1, 16)]
-    assert at32[2] == [(1, 1)] * 5 + [(2, 1)]
-    assert at32[3] == [(1, 1), (1, 2), (1, 4)]
-    assert schedule(r50, 16, (1, 1, 1))[3] == [(1, 2)] * 3
-
-
 @pytest.mark.parametrize(
     ("side", "output_stride", "contrast_layer"),
     [
@@ -99,37 +82,20 @@ def test_schedule_of_strides_and_dilations():
     ],
 )
 def test_shapes(side, output_stride, contrast_layer):
-    model = create_model(**SMALL | {"output_stride": output_stride, "contrast_layer": contrast_layer})
+    model = create_model(**SMALL | {"output_stride": output_stride, "contrast_layers": (contrast_layer,)})
     params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, side, 2 * side - 1, 3), jnp.float32)
     outputs, _ = jax.eval_shape(lambda *args: model.apply(*args, train=False), params, batch_stats, x)
     stride = 4 if contrast_layer == "decoder" else output_stride
     width = {"conv3": 32, "conv4": 64, "conv5": 128, "encoder": 8, "decoder": 8}[contrast_layer]
     h, w = (side - 1) // stride + 1, (2 * side - 2) // stride + 1
-    assert outputs.features.shape == (2, h, w, width)
+    assert {name: x.shape for name, x in outputs.features.items()} == {contrast_layer: (2, h, w, width)}
     assert outputs.logits.shape == (2, (side - 1) // 4 + 1, (2 * side - 2) // 4 + 1, 3)
-    projected = jax.eval_shape(lambda p, f: model.project(p, f, branch="weak"), params, outputs.features)
+    projected = jax.eval_shape(lambda p, f: model.project(p, f, branch="weak"), params, outputs.features)[
+        contrast_layer
+    ]
     assert projected.shape == (2, h, w, 6)
     assert projected.dtype == jnp.float32
-
-
-@pytest.mark.parametrize(("backbone", "multi_grid"), [("resnet26_beta", (1, 1)), ("resnet50_beta", (1, 1, 1))])
-def test_low_level_feature_is_at_stride_4(backbone, multi_grid):
-    def run(x):
-        trunk = ResNetBeta(
-            BACKBONES[backbone],
-            width=4,
-            output_stride=16,
-            multi_grid=multi_grid,
-            epsilon=1e-5,
-            group_size=None,
-            dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
-        )
-        return trunk(x, train=False)
-
-    features = jax.eval_shape(run, jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32))
-    assert features["low_level"].shape == (1, 17, 17, 16)
 
 
 def test_corner_aligned_geometry_commutes_with_flips(small, small_eval):
@@ -140,7 +106,8 @@ def test_corner_aligned_geometry_commutes_with_flips(small, small_eval):
     outputs, _ = small_eval(params, batch_stats, x)
     flipped, _ = small_eval(mirrored, batch_stats, x[:, :, ::-1])
     np.testing.assert_allclose(flipped.logits[:, :, ::-1], outputs.logits, rtol=0, atol=1e-4 * outputs.logits.std())
-    np.testing.assert_allclose(flipped.features[:, :, ::-1], outputs.features, rtol=0, atol=1e-4)
+    mirrored_back = flipped.features["conv5"][:, :, ::-1]
+    np.testing.assert_allclose(mirrored_back, outputs.features["conv5"], rtol=0, atol=1e-4)
 
 
 # ---- grouped batch normalisation -------------------------------------------------------------------------------------
@@ -218,7 +185,7 @@ def test_jit_equals_eager_and_no_input_changes(small, small_train):
     jax.tree.map(np.testing.assert_array_equal, (params, batch_stats), before)
     jitted, jitted_moments, _ = small_train(params, batch_stats, x, key)
     np.testing.assert_allclose(jitted.logits, eager.logits, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(jitted.features, eager.features, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(jitted.features["conv5"], eager.features["conv5"], rtol=0, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), jitted_moments, eager_moments)
 
 
@@ -228,7 +195,7 @@ def test_dropout_acts_in_training_only_and_follows_its_key(small, small_train, s
     a, b, again = (small_train(params, batch_stats, x, jax.random.key(seed))[0] for seed in (0, 1, 0))
     np.testing.assert_array_equal(a.logits, again.logits)
     assert not np.array_equal(a.logits, b.logits)
-    np.testing.assert_array_equal(a.features, b.features)  # dropout comes after the backbone
+    np.testing.assert_array_equal(a.features["conv5"], b.features["conv5"])  # dropout comes after the backbone
     first, second = (small_eval(params, batch_stats, images(3))[0] for _ in range(2))
     np.testing.assert_array_equal(first.logits, second.logits)
     with pytest.raises(ValueError, match="needs a key"):
@@ -248,10 +215,12 @@ def test_projections_are_separate_linear_maps(small):
     model, params, _ = small
     features = np.random.default_rng(0).normal(size=(2, 3, 3, 128)).astype(np.float32)
     for branch in ("weak", "strong"):
-        conv = params["projection"][branch]["conv"]
+        conv = params["projection"]["conv5"][branch]["conv"]
         expected = features @ np.asarray(conv["kernel"])[0, 0] + np.asarray(conv["bias"])
-        np.testing.assert_allclose(model.project(params, features, branch=branch), expected, rtol=0, atol=1e-5)
-    kernels = [params["projection"][branch]["conv"]["kernel"] for branch in ("weak", "strong")]
+        np.testing.assert_allclose(
+            model.project(params, {"conv5": features}, branch=branch)["conv5"], expected, rtol=0, atol=1e-5
+        )
+    kernels = [params["projection"]["conv5"][branch]["conv"]["kernel"] for branch in ("weak", "strong")]
     assert not np.array_equal(*kernels)
 
 
@@ -270,9 +239,9 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(small, small_eval):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     outputs, _ = jax.jit(lambda *args: model.apply(*args, train=False))(params, batch_stats, x)
-    assert outputs.features.dtype == jnp.bfloat16
+    assert outputs.features["conv5"].dtype == jnp.bfloat16
     assert outputs.logits.dtype == jnp.float32
-    assert model.project(params, outputs.features, branch="strong").dtype == jnp.float32
+    assert model.project(params, outputs.features, branch="strong")["conv5"].dtype == jnp.float32
     exact, _ = small_eval(params, batch_stats, x)
     error = np.abs(outputs.logits - exact.logits).mean() / exact.logits.std()
     assert error < 0.05
@@ -293,8 +262,8 @@ def test_init_is_a_function_of_its_key(small):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "resnet50"}, "backbone is 'resnet50'"),
-        ({"contrast_layer": "conv2"}, "contrast_layer is 'conv2'"),
+        ({"backbone": "resnet51"}, "backbone is 'resnet51'"),
+        ({"contrast_layers": ("conv2",)}, r"contrast_layers is \('conv2',\)"),
         ({"multi_grid": (1, 2, 4)}, "expected 1 factors"),
         ({"output_stride": 12}, "output_stride is 12"),
     ],

@@ -4,6 +4,8 @@ Most tests run a toy network (one matrix, group normalisation, dropout) through 
 they need no compilation; the last one runs the real network.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,15 +43,15 @@ def toy_model(dropout_rate=0.0):
         y = (x.reshape(grouped.shape) - mean[:, None, None, None]) / jnp.sqrt(var[:, None, None, None] + 1e-3)
         y = jax.nn.softplus(y.reshape(x.shape))
         moments = {"backbone": {"mean": mean, "var": var}}
-        return Outputs(y @ params["head"]["kernel"], y[:, ::4, ::4]), moments
+        return Outputs(y @ params["head"]["kernel"], {"conv5": y[:, ::4, ::4]}), moments
 
     def project(params, features, *, branch):
-        return features @ params["projection"][branch]
+        return {layer: x @ params["projection"][branch] for layer, x in features.items()}
 
     def update_statistics(batch_stats, moments):
         return jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new.mean(0), batch_stats, moments)
 
-    return Model(None, apply, project, update_statistics)
+    return Model(None, apply, project, update_statistics, None)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_the_losses_are_those_of_three_separate_passes(state, batch):
     as_numpy = jax.tree.map(lambda x: np.asarray(x, np.float64), (labeled, weak, strong))
     labeled, weak, strong = as_numpy
     projected = [
-        np.asarray(model.project(params, x.features, branch=name), np.float64)
+        np.asarray(model.project(params, x.features, branch=name)["conv5"], np.float64)
         for x, name in ((weak, "weak"), (strong, "strong"))
     ]
     valid = batch.unlabeled.valid
@@ -181,8 +183,8 @@ def test_the_weak_pass_is_a_constant_whose_projection_is_trained(state, batch):
         strong, _ = model.apply(params, stats, unlabeled.strong, train=True)
         distance = cosine_consistency(weak.logits, strong.logits, temperature=0.5)
         values, mask, _ = pixel_contrast(
-            grouped(model.project(params, weak.features, branch="weak")),
-            grouped(model.project(params, strong.features, branch="strong")),
+            grouped(model.project(params, weak.features, branch="weak")["conv5"]),
+            grouped(model.project(params, strong.features, branch="strong")["conv5"]),
             grouped(jax.nn.softmax(weak.logits)[:, ::4, ::4]),
             grouped(unlabeled.valid[:, ::16, ::16] > 0),
             KEY,
@@ -217,13 +219,31 @@ def test_a_teacher_sees_the_weak_view_and_the_network_all_else(state, batch):
         metrics["loss/consistency"], slow_consistency(weak.logits, strong.logits, valid), rtol=2e-5
     )
     projected = [
-        np.asarray(model.project(params, x.features, branch=name), np.float64)
+        np.asarray(model.project(params, x.features, branch=name)["conv5"], np.float64)
         for x, name in ((weak, "weak"), (strong, "strong"))
     ]
     np.testing.assert_allclose(metrics["loss/contrast"], slow_contrast(*projected, weak.logits, valid), rtol=2e-5)
     ordered = model.update_statistics(model.update_statistics(stats, m_labeled), m_strong)
     assert_trees_close(new_stats, ordered, rtol=1e-5, atol=1e-6)
     assert float(loss) != float(run(model, state, batch)[0])
+
+
+def test_the_losses_of_two_contrast_layers_add_up(state, batch):
+    """The second layer is a function of the first one, at another resolution."""
+    one = toy_model()
+
+    def apply(names, *args, **settings):
+        outputs, moments = one.apply(*args, **settings)
+        x = outputs.features["conv5"]
+        layers = {"conv5": x, "encoder": jnp.sin(3 * x[:, ::2, ::2])}
+        return outputs._replace(features={name: layers[name] for name in names}), moments
+
+    subsets = ("conv5", "encoder"), ("conv5",), ("encoder",)
+    models = [one._replace(apply=functools.partial(apply, names)) for names in subsets]
+    both, first, second = (run(model, state, batch)[1][1] for model in models)
+    np.testing.assert_allclose(both["loss/contrast_conv5"], first["loss/contrast"], rtol=1e-6)
+    np.testing.assert_allclose(both["loss/contrast_encoder"], second["loss/contrast"], rtol=1e-6)
+    np.testing.assert_allclose(both["loss"], first["loss"] + 0.3 * second["loss/contrast"], rtol=1e-6)
 
 
 def test_without_contrast_the_objective_is_supervised_plus_consistency(state, batch):

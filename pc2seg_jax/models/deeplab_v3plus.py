@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pc2seg_jax.models.layers import ConvNorm, Pointwise, glorot_uniform, truncated
-from pc2seg_jax.models.resnet import ResNetBeta
 from pc2seg_jax.resize import resize_bilinear
 
 # Of the release: layers that no ImageNet checkpoint provides.
@@ -19,9 +19,10 @@ POINTWISE_INIT = truncated(0.06)
 LOGITS_INIT = truncated(0.01)
 
 
-def preprocess(images: jax.Array, dtype: Any) -> jax.Array:
-    """Scale RGB 0..255 to -1..1, x * 2 / 255 - 1, in float32 before the cast to `dtype`."""
-    return (images.astype(jnp.float32) * (2.0 / 255.0) - 1.0).astype(dtype)
+def preprocess(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
+    """(x - mean) / std of RGB 0..255, as one product and one sum in float32 before the cast to `dtype`."""
+    scale, offset = (np.asarray(values, np.float32) for values in (1 / np.asarray(std), np.divide(mean, std)))
+    return (images.astype(jnp.float32) * scale - offset).astype(dtype)
 
 
 class Decoder(nnx.Module):
@@ -136,12 +137,24 @@ class Head(nnx.Module):
         return self.concat_projection(jnp.concatenate(branches, axis=-1), train=train)
 
 
-class Projections(nnx.Module):
-    """Linear maps of the contrast feature, one for the weak and one for the strong view (separate, as in the paper)."""
+class Projection(nnx.Module):
+    """Linear maps of one contrast feature, one for the weak and one for the strong view (separate, as in the paper)."""
 
     def __init__(self, channels_in: int, channels: int, *, rngs: nnx.Rngs):
         self.weak = Pointwise(channels_in, channels, kernel_init=glorot_uniform, rngs=rngs)
         self.strong = Pointwise(channels_in, channels, kernel_init=glorot_uniform, rngs=rngs)
+
+
+class Projections(nnx.Module):
+    """The projection of every contrast layer, under the layer's name.
+
+    Args:
+      widths: channels of every contrast layer. channels: D. rngs: unused but required by Flax.
+    """
+
+    def __init__(self, widths: dict[str, int], channels: int, *, rngs: nnx.Rngs):
+        for layer, width in widths.items():
+            setattr(self, layer, Projection(width, channels, rngs=rngs))
 
 
 class DeepLabV3Plus(nnx.Module):
@@ -151,13 +164,16 @@ class DeepLabV3Plus(nnx.Module):
     called: they see the features after the stop-gradient, which is the training step's business.
     """
 
-    def __init__(self, backbone: ResNetBeta, head: Head, projection: Projections, *, dtype: Any):
+    def __init__(
+        self, backbone: nnx.Module, head: Head, projection: Projections, *, mean: tuple, std: tuple, dtype: Any
+    ):
         self.backbone = backbone
         self.head = head
         self.projection = projection
+        self.mean, self.std = mean, std
         self.dtype = dtype
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> dict[str, jax.Array]:
-        features = self.backbone(preprocess(images, self.dtype), train=train)
+        features = self.backbone(preprocess(images, self.mean, self.std, self.dtype), train=train)
         size = tuple((side - 1) // 4 + 1 for side in images.shape[1:3])
         return features | self.head(features["conv5"], features["low_level"], size, train=train, key=key)

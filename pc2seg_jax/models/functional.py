@@ -11,17 +11,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.models.backbones import Backbone, find_backbone
 from pc2seg_jax.models.deeplab_v3plus import DeepLabV3Plus, Head, Projections, preprocess
 from pc2seg_jax.models.layers import he_truncated, initial_state
-from pc2seg_jax.models.resnet import BACKBONES, ResNetBeta
 from pc2seg_jax.types import Outputs, Tree
 
-# conv3, conv4, conv5: outputs of blocks 2, 3, 4; encoder: pyramid before dropout; decoder: last feature before logits.
+# conv3, conv4, conv5: outputs of the backbone's last three blocks (ResNet: 2, 3, 4; Xception: see there); encoder:
+# pyramid before dropout; decoder: last feature before the logits.
 CONTRAST_LAYERS = ("conv3", "conv4", "conv5", "encoder", "decoder")
+HEAD_EPSILON = 1e-5  # of batch normalisation in pyramid and decoder, whatever the backbone
 
 
 class Model(NamedTuple):
-    """A segmentation model as four pure functions.
+    """A segmentation model as five pure functions.
 
     init(key) -> (params, batch_stats): plain nested dicts of float32 arrays; params has `backbone`, `head`,
       `projection` (`weak`, `strong`), batch_stats has `backbone`, `head`.
@@ -32,16 +34,19 @@ class Model(NamedTuple):
       are used and `moments` is {}. Running statistics are deliberately *not* updated here: one pass may hold groups of
       several streams, and the caller decides in which order they enter the averages.
       Raises ValueError when group_size does not divide B or the key is missing, UserError for other image sides.
-    project(params, features, *, branch) -> [B, h, w, D] float32: linear map of features [B, h, w, F] by the `weak` or
-      the `strong` projection.
+      `Outputs.features` is a dict with one entry [B, h, w, F] per contrast layer.
+    project(params, features, *, branch) -> dict of [B, h, w, D] float32: linear map of every feature by the `weak` or
+      the `strong` projection of its layer.
     update_statistics(batch_stats, moments) -> batch_stats: one update, running = decay * running + (1 - decay) * mean
       of the moments over their groups, with the decay of each part. Slice the G axis to update stream by stream.
+    features: as apply, with a dict of everything the network computes instead of `Outputs`.
     """
 
     init: Callable
     apply: Callable
     project: Callable
     update_statistics: Callable
+    features: Callable
 
 
 class Classifier(NamedTuple):
@@ -67,11 +72,11 @@ def create_model(
     multi_grid: tuple[int, ...] = (1, 1, 1),
     aspp_rates: tuple[int, ...] = (6, 12, 18),
     dropout_rate: float = 0.1,
-    backbone_decay: float = 0.95,
+    remat: bool = False,
+    backbone_decay: float = 0.0,
     head_decay: float = 0.9997,
-    epsilon: float = 1e-5,
     group_size: int | None = 4,
-    contrast_layer: str = "conv5",
+    contrast_layers: tuple[str, ...] = ("conv5",),
     projection_dim: int = 128,
     dtype: Any = jnp.float32,
 ) -> Model:
@@ -80,77 +85,96 @@ def create_model(
     Args:
       backbone: a key of `BACKBONES`.
       num_classes: C.
-      width: channels of the stem; bottlenecks have 1, 2, 4, 8 times, block outputs 4, 8, 16, 32 times as many.
+      width: 64 for the published networks; all channels of the backbone change in proportion.
       head_width: channels of pyramid and decoder.
       low_level_width: channels of the reduced low-level feature.
       output_stride: of the backbone, 8, 16 or 32; the decoder always ends at 4.
-      multi_grid: dilation factor of every unit of block 4.
+      multi_grid: dilation factors of the last block (ResNet: per unit; Xception: per convolution of its last module).
       aspp_rates: dilations of the pyramid, used as given (6, 12, 18 belong to stride 16, twice that to stride 8).
       dropout_rate: after the pyramid.
-      backbone_decay, head_decay: of the running statistics.
-      epsilon: of every batch normalisation.
+      remat: the backward pass computes every block of the backbone again instead of keeping its activations.
+      backbone_decay, head_decay: of the running statistics; 0 for the backbone takes its own.
       group_size: images normalised together in training; None is the whole batch.
-      contrast_layer: one of `CONTRAST_LAYERS`, returned as `Outputs.features`.
+      contrast_layers: of `CONTRAST_LAYERS`, returned as `Outputs.features`.
       projection_dim: D.
       dtype: of convolutions and activations; parameters, statistics, logits and projections stay float32.
 
     Raises:
       UserError: unknown backbone, contrast layer or output stride, multi_grid of the wrong length.
     """
-    units = backbone_units(backbone)
-    if contrast_layer not in CONTRAST_LAYERS:
-        raise UserError(f"contrast_layer is {contrast_layer!r}; expected one of {CONTRAST_LAYERS}; change it.")
-    norm = {"epsilon": epsilon, "group_size": group_size, "dtype": dtype}
-    contrast_width = {"conv3": 8 * width, "conv4": 16 * width, "conv5": 32 * width}.get(contrast_layer, head_width)
+    if not contrast_layers or not set(contrast_layers) <= set(CONTRAST_LAYERS):
+        raise UserError(f"contrast_layers is {contrast_layers!r}; expected some of {CONTRAST_LAYERS}; change it.")
+    spec = find_backbone(backbone, output_stride, multi_grid)
+    widths = spec.feature_widths(width) | {"encoder": head_width, "decoder": head_width}
+    contrast_widths = {layer: widths[layer] for layer in contrast_layers}
+
+    norm = {"group_size": group_size, "dtype": dtype}
 
     def build(rngs: nnx.Rngs) -> DeepLabV3Plus:
-        trunk = ResNetBeta(
-            units, width=width, output_stride=output_stride, multi_grid=tuple(multi_grid), rngs=rngs, **norm
-        )
+        trunk = build_backbone(spec, width, output_stride, multi_grid, remat=remat, rngs=rngs, **norm)
         head = Head(
-            32 * width,
-            4 * width,
+            widths["conv5"],
+            widths["low_level"],
             num_classes=num_classes,
             head_width=head_width,
             low_level_width=low_level_width,
             rates=tuple(aspp_rates),
             dropout_rate=dropout_rate,
+            epsilon=HEAD_EPSILON,
             rngs=rngs,
             **norm,
         )
-        return DeepLabV3Plus(trunk, head, Projections(contrast_width, projection_dim, rngs=rngs), dtype=dtype)
+        projections = Projections(contrast_widths, projection_dim, rngs=rngs)
+        return DeepLabV3Plus(trunk, head, projections, mean=spec.mean, std=spec.std, dtype=dtype)
 
     init, run = functions_of(build, group_size)
     projection_graph = nnx.graphdef(
-        nnx.eval_shape(lambda: Projections(contrast_width, projection_dim, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: Projections(contrast_widths, projection_dim, rngs=nnx.Rngs(0)))
     )
 
+    def features(params, batch_stats, images, *, train, key=None):
+        _check_sides(images, output_stride)
+        return run(params, batch_stats, images, train=train, key=key)
+
     def apply(params, batch_stats, images, *, train, key=None):
-        if any((side - 1) % output_stride for side in images.shape[1:3]):
-            raise UserError(
-                f"images are {images.shape[1]} x {images.shape[2]} pixels; expected sides of the form "
-                f"{output_stride}k + 1 for output_stride {output_stride}; change the crop size."
-            )
-        outputs, moments = run(params, batch_stats, images, train=train, key=key)
-        return Outputs(logits=outputs["logits"], features=outputs[contrast_layer]), moments
+        outputs, moments = features(params, batch_stats, images, train=train, key=key)
+        return Outputs(outputs["logits"], {layer: outputs[layer] for layer in contrast_layers}), moments
 
     def project(params, features, *, branch):
-        return getattr(nnx.merge(projection_graph, params["projection"]), branch)(features)
+        projections = nnx.merge(projection_graph, params["projection"])
+        return {layer: getattr(getattr(projections, layer), branch)(x) for layer, x in features.items()}
 
-    decays = {"backbone": backbone_decay, "head": head_decay}
-    return Model(init, apply, project, statistics_update(decays))
+    decays = {"backbone": backbone_decay or spec.decay, "head": head_decay}
+    return Model(init, apply, project, statistics_update(decays), features)
+
+
+def _check_sides(images: jax.Array, output_stride: int) -> None:
+    if any((side - 1) % output_stride for side in images.shape[1:3]):
+        raise UserError(
+            f"images are {images.shape[1]} x {images.shape[2]} pixels; expected sides of the form "
+            f"{output_stride}k + 1 for output_stride {output_stride}; change the crop size."
+        )
+
+
+def build_backbone(
+    spec: Backbone, width: int, output_stride: int, multi_grid: tuple[int, ...], *, remat: bool = False, **settings: Any
+) -> nnx.Module:
+    """The module of a backbone with its own batch-norm constant."""
+    settings |= {"epsilon": spec.epsilon, "remat": remat}
+    return spec.build(width=width, output_stride=output_stride, multi_grid=tuple(multi_grid), **settings)
 
 
 class ClassifierNetwork(nnx.Module):
     """Backbone, global average pool, linear layer."""
 
-    def __init__(self, backbone: ResNetBeta, classifier: nnx.Linear, *, dtype: Any):
+    def __init__(self, backbone: nnx.Module, classifier: nnx.Linear, *, mean: tuple, std: tuple, dtype: Any):
         self.backbone = backbone
         self.classifier = classifier
+        self.mean, self.std = mean, std
         self.dtype = dtype
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        feature = self.backbone(preprocess(images, self.dtype), train=train)["conv5"]
+        feature = self.backbone(preprocess(images, self.mean, self.std, self.dtype), train=train)["conv5"]
         return self.classifier(jnp.mean(feature, axis=(1, 2), dtype=jnp.float32))
 
 
@@ -161,8 +185,7 @@ def create_classifier(
     width: int = 64,
     output_stride: int = 32,
     multi_grid: tuple[int, ...] = (1, 1, 1),
-    backbone_decay: float = 0.95,
-    epsilon: float = 1e-5,
+    backbone_decay: float = 0.0,
     group_size: int | None = 4,
     dtype: Any = jnp.float32,
 ) -> Classifier:
@@ -171,36 +194,27 @@ def create_classifier(
     Raises:
       UserError: unknown backbone or output stride, multi_grid of the wrong length.
     """
-    units = backbone_units(backbone)
-    norm = {"epsilon": epsilon, "group_size": group_size, "dtype": dtype}
+    spec = find_backbone(backbone, output_stride, multi_grid)
+    features = spec.feature_widths(width)["conv5"]
 
     def build(rngs: nnx.Rngs) -> ClassifierNetwork:
-        trunk = ResNetBeta(
-            units, width=width, output_stride=output_stride, multi_grid=tuple(multi_grid), rngs=rngs, **norm
-        )
+        trunk = build_backbone(spec, width, output_stride, multi_grid, group_size=group_size, dtype=dtype, rngs=rngs)
         linear = nnx.Linear(
-            32 * width,
+            features,
             num_classes,
             dtype=jnp.float32,
             kernel_init=nnx.initializers.zeros_init(),
-            kernel_metadata={"distribution": he_truncated(32 * width, num_classes)},
+            kernel_metadata={"distribution": he_truncated(features, num_classes)},
             rngs=rngs,
         )
-        return ClassifierNetwork(trunk, linear, dtype=dtype)
+        return ClassifierNetwork(trunk, linear, mean=spec.mean, std=spec.std, dtype=dtype)
 
     init, run = functions_of(build, group_size)
 
     def apply(params, batch_stats, images, *, train):
         return run(params, batch_stats, images, train=train)
 
-    return Classifier(init, apply, statistics_update({"backbone": backbone_decay}))
-
-
-def backbone_units(backbone: str) -> tuple[int, ...]:
-    """Units per block of a backbone; raises UserError for an unknown name."""
-    if backbone not in BACKBONES:
-        raise UserError(f"backbone is {backbone!r}; expected one of {tuple(BACKBONES)}; change it.")
-    return BACKBONES[backbone]
+    return Classifier(init, apply, statistics_update({"backbone": backbone_decay or spec.decay}))
 
 
 def functions_of(build: Callable[[nnx.Rngs], nnx.Module], group_size: int | None) -> tuple[Callable, Callable]:

@@ -62,6 +62,31 @@ def initial_state(module: nnx.Module, key: jax.Array) -> tuple[Tree, Tree]:
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
+def place_strides(nominal: list[tuple[int, int]], *, start: int, output_stride: int) -> list[tuple[int, int]]:
+    """Stride and dilation of every unit of a backbone that stops shrinking at `output_stride`.
+
+    Walking through the units: once the output stride is reached, a unit runs with stride 1 and dilation rate * factor,
+    and afterwards the rate is multiplied by the unit's nominal stride; before, it runs as it is, with dilation factor.
+
+    Args:
+      nominal: (stride, multi-grid factor) of every unit. start: the stride before the first unit.
+
+    Returns:
+      (stride, dilation) of every unit.
+
+    Source: DeepLab, `stack_blocks_dense`.
+    """
+    current, rate, placed = start, 1, []
+    for stride, factor in nominal:
+        if current == output_stride:
+            placed.append((1, rate * factor))
+            rate *= stride
+        else:
+            placed.append((stride, factor))
+            current *= stride
+    return placed
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max-pool of stride 2 with a border of -infinity: [B, h, w, F] -> [B, ceil(h/2), ceil(w/2), F].
 
@@ -78,22 +103,25 @@ def max_pool(x: jax.Array) -> jax.Array:
     return x
 
 
-def shifted_depthwise(x: jax.Array, kernel: jax.Array, padding: tuple, dilation: tuple[int, int]) -> jax.Array:
-    """Depthwise convolution of stride 1 as a sum of shifted products: [B, h, w, F] by [kh, kw, 1, F]."""
+def shifted_depthwise(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: tuple, dilation: tuple[int, int]
+) -> jax.Array:
+    """Depthwise convolution as a sum of shifted products: [B, h, w, F] by [kh, kw, 1, F]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = (x.shape[1 + axis] - dilation[axis] * (kernel.shape[axis] - 1) for axis in range(2))
     total = 0.0
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             top, left = i * dilation[0], j * dilation[1]
-            total += x[:, top : top + height, left : left + width] * kernel[i, j, 0]
+            shifted = x[:, top : top + height : strides[0], left : left + width : strides[1]]
+            total += shifted * kernel[i, j, 0]
     return total
 
 
 def depthwise_convolution(
     lhs: jax.Array, rhs: jax.Array, strides: tuple, padding: tuple, *, rhs_dilation: tuple, **options: Any
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for depthwise kernels of stride 1, arguments as there.
+    """`jax.lax.conv_general_dilated` for depthwise kernels, arguments as there.
 
     XLA's grouped convolution is 5 to 10 times slower on CPU, gradient included, than the sum of shifted products; the
     platform is known when the program is lowered, so accelerators keep the convolution.
@@ -101,11 +129,17 @@ def depthwise_convolution(
     return jax.lax.platform_dependent(
         lhs,
         rhs,
-        cpu=lambda x, kernel: shifted_depthwise(x, kernel, padding, rhs_dilation),
+        cpu=lambda x, kernel: shifted_depthwise(x, kernel, strides, padding, rhs_dilation),
         default=lambda x, kernel: jax.lax.conv_general_dilated(
             x, kernel, strides, padding, rhs_dilation=rhs_dilation, **options
         ),
     )
+
+
+def call_block(block: nnx.Module, x: jax.Array, *, train: bool, remat: bool) -> Any:
+    """block(x), and with `remat` only the input is kept for the backward pass."""
+    call = lambda block, x: block(x, train=train)  # noqa: E731
+    return (nnx.remat(call) if remat and train else call)(block, x)
 
 
 class GroupedBatchNorm(nnx.Module):

@@ -1,6 +1,10 @@
-"""ResNet-v1 "beta": the backbone of DeepLab, three 3x3 convolutions as stem and the stride in the last unit of a block.
+"""ResNet-v1 in the two layouts that ImageNet weights exist in.
 
-Source: the DeepLab-v3+ release (resnet_v1_beta), He et al. 2016 for the units.
+"Beta", the backbone of DeepLab: three 3x3 convolutions as stem, the stride in the last unit of a block. "Torch": one
+7x7 convolution as stem, the stride in the 3x3 convolution of the first unit. Weights of one layout give another
+function in the other.
+
+Source: the DeepLab-v3+ release (resnet_v1_beta) and torchvision; He et al. 2016 for the units.
 """
 
 from typing import Any
@@ -8,24 +12,15 @@ from typing import Any
 import jax
 from flax import nnx
 
-from pc2seg_jax.errors import UserError
-from pc2seg_jax.models.layers import ConvNorm, max_pool
+from pc2seg_jax.models.layers import ConvNorm, call_block, max_pool, place_strides
 
-# Units per block. 26 layers is for small experiments; 50 and 101 are the published networks.
-BACKBONES = {
-    "resnet26_beta": (2, 2, 2, 2),
-    "resnet50_beta": (3, 4, 6, 3),
-    "resnet101_beta": (3, 4, 23, 3),
-}
-OUTPUT_STRIDES = (8, 16, 32)
+Units = tuple[int, ...]  # residual units per block
 
 
-def schedule(units: tuple[int, ...], output_stride: int, multi_grid: tuple[int, ...]) -> list[list[tuple[int, int]]]:
-    """Stride and dilation of the 3x3 convolution of every unit.
+def beta_schedule(units: Units, output_stride: int, multi_grid: tuple[int, ...]) -> list[list[tuple[int, int]]]:
+    """Stride and dilation of the 3x3 convolution of every unit of the beta layout.
 
-    The nominal stride is 2 in the last unit of blocks 1 to 3 and 1 elsewhere. Walking through the units from stride 4:
-    once the output stride is reached a unit runs with stride 1 and dilation rate * multi_grid, and afterwards the rate
-    is multiplied by the unit's nominal stride.
+    The nominal stride is 2 in the last unit of blocks 1 to 3 and 1 elsewhere; `place_strides` makes it real.
 
     Args:
       units: units per block.
@@ -35,32 +30,36 @@ def schedule(units: tuple[int, ...], output_stride: int, multi_grid: tuple[int, 
     Returns:
       For every block a list of (stride, dilation), one entry per unit.
 
-    Raises:
-      UserError: unknown output stride, or multi_grid of another length than the last block.
-
     Source: DeepLab, `stack_blocks_dense`.
     """
-    if output_stride not in OUTPUT_STRIDES:
-        raise UserError(f"output_stride is {output_stride}; expected one of {OUTPUT_STRIDES}; change it.")
-    if len(multi_grid) != units[-1]:
-        raise UserError(
-            f"multi_grid is {tuple(multi_grid)}; expected {units[-1]} factors, one per unit of block 4; change it."
-        )
+    nominal = [
+        (2 if unit == count - 1 and block < len(units) - 1 else 1, multi_grid[unit] if block == len(units) - 1 else 1)
+        for block, count in enumerate(units)
+        for unit in range(count)
+    ]
+    entries = iter(place_strides(nominal, start=4, output_stride=output_stride))
+    return [[next(entries) for _ in range(count)] for count in units]
+
+
+def torch_schedule(units: Units, output_stride: int, multi_grid: tuple[int, ...]) -> list[list[tuple[int, int]]]:
+    """The same of the torch layout: the stride of blocks 2 to 4 is in their first unit.
+
+    A block whose stride is replaced by dilation doubles the rate; its first unit, which would have had the stride,
+    keeps the former rate.
+
+    Source: torchvision, `replace_stride_with_dilation`.
+    """
     current, rate = 4, 1
     blocks = []
     for block, count in enumerate(units):
-        is_last_block = block == len(units) - 1
-        entries = []
-        for unit in range(count):
-            nominal = 2 if unit == count - 1 and not is_last_block else 1
-            factor = multi_grid[unit] if is_last_block else 1
-            if current == output_stride:
-                entries.append((1, rate * factor))
-                rate *= nominal
-            else:
-                entries.append((nominal, factor))
-                current *= nominal
-        blocks.append(entries)
+        first_stride, former = 1, rate
+        if block > 0 and current < output_stride:
+            first_stride, current = 2, 2 * current
+        elif block > 0:
+            rate *= 2
+        factors = multi_grid if block == len(units) - 1 else (1,) * count
+        dilations = [(former if unit == 0 else rate) * factors[unit] for unit in range(count)]
+        blocks.append([(first_stride if unit == 0 else 1, dilation) for unit, dilation in enumerate(dilations)])
     return blocks
 
 
@@ -106,55 +105,67 @@ class Block(nnx.Module):
         return x, residuals
 
 
-class ResNetBeta(nnx.Module):
-    """Stem (width, width, 2 * width channels; strides 2, 1, 1), 3x3 max-pool of stride 2, four blocks.
-
-    Bottleneck widths are width * (1, 2, 4, 8), block outputs four times that; width 64 is the published network.
+class ResNet(nnx.Module):
+    """Stem, 3x3 max-pool of stride 2, four blocks with bottlenecks of width * (1, 2, 4, 8), outputs of four times that.
 
     Args:
       units: units per block.
-      width: of the stem.
+      layout: "beta" (stem of width, width, 2 * width channels, strides 2, 1, 1) or "torch" (stem of width channels).
+      width: 64 is the published network.
       output_stride: 8, 16 or 32.
       multi_grid: dilation factor of every unit of block 4.
+      remat: see `call_block`.
       norm: `epsilon`, `group_size` and `dtype` of every `ConvNorm`.
       rngs: unused but required by Flax.
 
-    Call: images [B, H, W, 3] in -1..1 -> dict of `low_level` [B, h4, w4, 4 * width] (see below) and `conv2`..`conv5`,
-    the outputs of blocks 1..4.
+    Call: images [B, H, W, 3], preprocessed -> dict of `low_level` [B, h4, w4, 4 * width] (see below) and
+    `conv2`..`conv5`, the outputs of blocks 1..4.
 
-    `low_level` is the third convolution, normalised but before the addition, of unit 2 of block 1. Where unit 2 is the
-    last unit it carries the stride and would be at stride 8, so unit 1 is taken (as DeepLab does for ResNet-18 beta).
+    `low_level` is, in the beta layout, the third convolution, normalised but before the addition, of unit 2 of block
+    1; where unit 2 is the last unit it carries the stride and would be at stride 8, so unit 1 is taken (as DeepLab does
+    for ResNet-18 beta). In the torch layout, whose block 1 ends at stride 4, it is the output of block 1.
     """
 
     def __init__(
         self,
-        units: tuple[int, ...],
+        units: Units,
+        layout: str,
         *,
         width: int,
         output_stride: int,
         multi_grid: tuple[int, ...],
+        remat: bool,
         rngs: nnx.Rngs,
         **norm: Any,
     ):
-        self.conv1_1 = ConvNorm(3, width, kernel=3, stride=2, rngs=rngs, **norm)
-        self.conv1_2 = ConvNorm(width, width, kernel=3, rngs=rngs, **norm)
-        self.conv1_3 = ConvNorm(width, 2 * width, kernel=3, rngs=rngs, **norm)
-        channels_in = 2 * width
+        if layout == "beta":
+            self.conv1_1 = ConvNorm(3, width, kernel=3, stride=2, rngs=rngs, **norm)
+            self.conv1_2 = ConvNorm(width, width, kernel=3, rngs=rngs, **norm)
+            self.conv1_3 = ConvNorm(width, 2 * width, kernel=3, rngs=rngs, **norm)
+            self.low_level_unit = max(1, min(2, units[0] - 1))
+        else:
+            self.conv1 = ConvNorm(3, width, kernel=7, stride=2, rngs=rngs, **norm)
+        channels_in = 2 * width if layout == "beta" else width
+        schedule = beta_schedule if layout == "beta" else torch_schedule
         for block, entries in enumerate(schedule(units, output_stride, multi_grid)):
             bottleneck = width * 2**block
             setattr(self, f"block{block + 1}", Block(channels_in, bottleneck, entries, rngs=rngs, **norm))
             channels_in = 4 * bottleneck
-        self.low_level_unit = max(1, min(2, units[0] - 1))
+        self.layout = layout
         self.blocks = len(units)
+        self.remat = remat
 
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        x = self.conv1_1(x, train=train)
-        x = self.conv1_3(self.conv1_2(x, train=train), train=train)
+        if self.layout == "beta":
+            x = self.conv1_1(x, train=train)
+            x = self.conv1_3(self.conv1_2(x, train=train), train=train)
+        else:
+            x = self.conv1(x, train=train)
         x = max_pool(x)
         features = {}
         for block in range(1, self.blocks + 1):
-            x, residuals = getattr(self, f"block{block}")(x, train=train)
+            x, residuals = call_block(getattr(self, f"block{block}"), x, train=train, remat=self.remat)
             features[f"conv{block + 1}"] = x
             if block == 1:
-                features["low_level"] = residuals[self.low_level_unit - 1]
+                features["low_level"] = residuals[self.low_level_unit - 1] if self.layout == "beta" else x
         return features
