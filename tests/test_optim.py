@@ -64,8 +64,8 @@ def test_exactly_the_kernels_that_are_not_depthwise_are_decayed(network):
 def test_the_network_has_decayed_and_undecayed_tensors_of_every_kind(network):
     flags = {name: flag for name, (_, flag) in network.items()}
     assert [name for name, flag in flags.items() if name.startswith("projection/") and flag] == [
-        "projection/strong/conv/kernel",
-        "projection/weak/conv/kernel",
+        "projection/conv5/strong/conv/kernel",
+        "projection/conv5/weak/conv/kernel",
     ]
     assert flags["head/logits/conv/kernel"]
     assert not flags["head/logits/conv/bias"]

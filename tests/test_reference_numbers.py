@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pc2seg_jax import optim
-from pc2seg_jax.models import create_model, fixture
+from pc2seg_jax.models import create_model, deterministic
 
 
 def flat(tree):
@@ -48,7 +48,7 @@ def test_parameter_counts_are_the_published_ones(backbone, num_classes, backbone
 def assert_reference(tensor, tolerance, mean, std, largest, first, last):
     """tolerance: a function of the standard deviation of the reference."""
     expected = [mean, std, largest, *first, *last]
-    np.testing.assert_allclose(fixture.describe(tensor), expected, rtol=0, atol=tolerance(std))
+    np.testing.assert_allclose(deterministic.describe(tensor), expected, rtol=0, atol=tolerance(std))
 
 
 def relative(std):
@@ -81,7 +81,7 @@ EVALUATION = {
 
 
 def deterministic_network(backbone, multi_grid, *, train):
-    return fixture.run(backbone, output_stride=16, multi_grid=multi_grid, size=65, num_classes=21, train=train)
+    return deterministic.run(backbone, output_stride=16, multi_grid=multi_grid, size=65, num_classes=21, train=train)
 
 
 @pytest.mark.parametrize(("backbone", "multi_grid"), EVALUATION)
