@@ -1,16 +1,21 @@
-"""From a configuration to the objects it names: dataset, augmentation, model, objective."""
+"""From a configuration to the objects it names: dataset, augmentation, model, objective, compiled functions."""
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
+from pc2seg_jax import optim
 from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import CONTRAST_LAYERS, Model, create_model
 from pc2seg_jax.objective import OBJECTIVES
 from pc2seg_jax.ops.sampling import STRATEGIES
+from pc2seg_jax.parallel import Shardings
+from pc2seg_jax.step import make_eval_step, make_init, make_train_step
+from pc2seg_jax.types import Batch, Labeled, Unlabeled
 
 if TYPE_CHECKING:  # TensorFlow stays out of runs on ready-made batches
     from pc2seg_jax.data.augment import AugmentParams
@@ -70,19 +75,76 @@ def build_augmentation(config: ml_collections.ConfigDict, ignore_id: int) -> "Au
     return AugmentParams(**config.augment.to_dict(), ignore_id=ignore_id, mean_pixel=mean_pixel(config))
 
 
+def group_size(config: ml_collections.ConfigDict) -> int:
+    """Images that share batch-norm statistics and negatives."""
+    return config.group_size or config.batch_labeled
+
+
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:
     """The network as pure functions."""
     settings = config.model.to_dict()
     settings["dtype"] = DTYPES[settings["dtype"]]
-    group_size = config.group_size or config.batch_labeled
-    return create_model(num_classes=num_classes, group_size=group_size, **settings)
+    return create_model(num_classes=num_classes, group_size=group_size(config), **settings)
 
 
 def build_objective(config: ml_collections.ConfigDict, ignore_id: int) -> Callable:
-    """`(model, params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))` with its settings filled in."""
+    """`(model, params, batch_stats, batch, keys, *, teacher) -> objective.Result` with its settings filled in."""
     return functools.partial(
         OBJECTIVES[config.objective],
-        group_size=config.group_size or config.batch_labeled,
+        group_size=group_size(config),
         ignore_id=ignore_id,
         **config.loss.to_dict(),
+    )
+
+
+def batch_shapes(config: ml_collections.ConfigDict) -> Batch:
+    """Shapes and types of one global batch, as `jax.ShapeDtypeStruct`s."""
+    height, width = config.augment.crop_size
+
+    def pixels(count: int, dtype: Any, *channels: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, height, width, *channels), dtype)
+
+    b, u = config.batch_labeled, config.batch_unlabeled
+    labeled = Labeled(pixels(b, jnp.float32, 3), pixels(b, jnp.int32))
+    if config.objective == "supervised":
+        return Batch(labeled)
+    view = pixels(u, jnp.float32, 3)
+    label = pixels(u, jnp.int32) if config.data.unlabeled_masks else None
+    return Batch(labeled, Unlabeled(view, view, pixels(u, jnp.uint8), label))
+
+
+class Functions(NamedTuple):
+    """What a run compiles: `step.make_init`, `step.make_train_step`, `step.make_eval_step`, and the model in them."""
+
+    model: Model
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+
+
+def build_functions(
+    config: ml_collections.ConfigDict, *, num_classes: int, ignore_id: int, shardings: Shardings
+) -> Functions:
+    """The functions of a run, not compiled yet."""
+    model = build_model(config, num_classes)
+    schedule = optim.make_schedule(
+        learning_rate=config.optim.learning_rate, power=config.optim.power, steps=config.steps
+    )
+    optimizer = optim.make_optimizer(schedule, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
+    train_step = make_train_step(
+        model,
+        build_objective(config, ignore_id),
+        optimizer,
+        schedule,
+        seed=config.seed,
+        teacher_momentum=config.teacher_momentum,
+        parts=config.accumulate,
+        group_size=group_size(config),
+        shardings=shardings,
+    )
+    return Functions(
+        model,
+        make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings),
+        train_step,
+        make_eval_step(model, num_classes=num_classes, ignore_id=ignore_id, shardings=shardings),
     )

@@ -20,6 +20,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.batch_labeled = 64
     c.batch_unlabeled = 64  # every unlabelled image is seen in a weak and a strong view
     c.group_size = 4  # images that share batch-norm statistics and negatives (the paper's replica); 0: the global batch
+    c.accumulate = 1  # parts that a batch is taken in, one after the other: less memory, the same result
     c.teacher_momentum = 0.0  # 0: the network itself sees the weak view; else its moving average does (VOC 1/16: 0.99)
     c.init_from = ""  # backbone weights: a file written by pc2seg_jax.pretrain, "textures" (shipped), or "" for none
 
@@ -119,6 +120,7 @@ _POSITIVE = (
     "steps",
     "batch_labeled",
     "batch_unlabeled",
+    "accumulate",
     "log_every",
     "data.num_labeled",
     "data.num_val",
@@ -215,6 +217,12 @@ def _validate_groups(c: ml_collections.ConfigDict) -> None:
         _require(
             c.group_size == 0 or c[key] % c.group_size == 0,
             f"config.{key} is {c[key]}, expected a multiple of config.group_size ({c.group_size})",
+        )
+        groups = c[key] // (c.group_size or c[key])
+        _require(
+            groups % c.accumulate == 0,
+            f"config.accumulate is {c.accumulate}, expected a divisor of the {groups} groups of config.{key} "
+            f"({c[key]}); a smaller config.group_size ({c.group_size}, 0: the batch) makes more groups",
         )
     if c.objective == "supervised":
         return

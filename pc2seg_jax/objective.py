@@ -1,21 +1,45 @@
 """The training objectives. `pc2seg` is the method of the paper in one function."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.ops.contrastive import pixel_contrast
-from pc2seg_jax.ops.losses import cosine_consistency, cross_entropy, masked_mean
+from pc2seg_jax.ops.losses import Average, cosine_consistency, cross_entropy, masked_average
 from pc2seg_jax.resize import resize_bilinear, subsample_nearest
 from pc2seg_jax.types import Array, Batch, Labeled, Outputs, Tree, Unlabeled
 
 
-def _supervised_loss(outputs: Outputs, labeled: Labeled, ignore_id: int) -> Array:
-    """Cross-entropy at label resolution, mean over the pixels that are not ignored."""
+class Result(NamedTuple):
+    """What an objective finds on a batch, or on one part of it.
+
+    terms: {name: Average}, to log and to learn from; those of the parts of a batch add up to the batch's.
+    weights: of the terms that make the loss. The counts of these depend on the data alone, never on the network.
+    moments: of batch normalisation, stream by stream in the order in which they enter the running statistics.
+    """
+
+    terms: dict[str, Average]
+    weights: dict[str, float]
+    moments: tuple[Tree, ...]
+
+    def counts(self) -> dict[str, Array]:
+        """What the terms of the loss are divided by."""
+        return {name: self.terms[name].count for name in self.weights}
+
+    def loss(self, counts: dict[str, Array]) -> Array:
+        """sum_t weight_t * total_t / count_t, [] float32, with the counts of the whole batch: parts add up."""
+        return sum(
+            weight * Average(self.terms[name].total, counts[name]).value() for name, weight in self.weights.items()
+        )
+
+
+def _supervised_loss(outputs: Outputs, labeled: Labeled, ignore_id: int) -> Average:
+    """Cross-entropy at label resolution, over the pixels that are not ignored."""
     logits = resize_bilinear(outputs.logits, labeled.label.shape[1:])
-    return masked_mean(cross_entropy(logits, labeled.label, ignore_id=ignore_id), labeled.label != ignore_id)
+    return masked_average(cross_entropy(logits, labeled.label, ignore_id=ignore_id), labeled.label != ignore_id)
 
 
 def _to_groups(tree: Tree, blocks: int) -> Tree:
@@ -42,26 +66,17 @@ def _split(tree: Tree, size_a: int, size_b: int, blocks: int) -> tuple[Tree, Tre
 
 
 def supervised(
-    model: Model,
-    params: Tree,
-    batch_stats: Tree,
-    batch: Batch,
-    key: Array,
-    *,
-    ignore_id: int,
-    **unused,
-) -> tuple[Array, tuple[Tree, dict]]:
+    model: Model, params: Tree, batch_stats: Tree, batch: Batch, keys: Batch, *, ignore_id: int, **unused
+) -> Result:
     """The baseline of the paper's tables: cross-entropy on labelled images alone.
 
-    Accepts and ignores the settings of the unlabelled losses, so that a baseline differs from its run in one key only.
-
-    Returns:
-      (loss, (updated batch statistics, metrics)).
+    Arguments as `pc2seg`. Accepts and ignores the settings of the unlabelled losses, so that a baseline differs from
+    its run in one key only.
     """
     del unused
-    outputs, moments = model.apply(params, batch_stats, batch.labeled.image, train=True, key=key)
-    loss = _supervised_loss(outputs, batch.labeled, ignore_id)
-    return loss, (model.update_statistics(batch_stats, moments), {"loss": loss, "loss/supervised": loss})
+    outputs, moments = model.apply(params, batch_stats, batch.labeled.image, train=True, keys=keys.labeled)
+    terms = {"loss/supervised": _supervised_loss(outputs, batch.labeled, ignore_id)}
+    return Result(terms, {"loss/supervised": 1.0}, (moments,))
 
 
 def _contrast(
@@ -69,33 +84,31 @@ def _contrast(
     strong: dict[str, Array],
     probabilities: Array,
     unlabeled: Unlabeled,
-    key: Array,
-    *,
-    groups: int,
+    keys: Array,
     **settings,
-) -> tuple[Array, dict]:
-    """The sum of the contrastive losses of all layers (projected features by layer), and what to log."""
-    total, metrics = 0.0, {}
+) -> tuple[dict[str, Average], tuple[str, ...]]:
+    """The contrastive losses of all layers (projected features by layer) with what else to log, and their names."""
+    terms, losses = {}, []
+    groups = len(keys)
     for layer in weak:
         cells = weak[layer].shape[1:3]
         labels = None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells)
         valid = subsample_nearest(unlabeled.valid, cells) > 0
         tensors = weak[layer], strong[layer], resize_bilinear(probabilities, cells), valid
         values, mask, stats = pixel_contrast(
-            *_to_groups(tensors, groups), key, label=_to_groups(labels, groups), **settings
+            *_to_groups(tensors, groups), keys, label=_to_groups(labels, groups), **settings
         )
-        loss = masked_mean(values, mask)
         # One layer is the rule; where there are several, each has its own lines in the log.
         name = "contrast" if len(weak) == 1 else f"contrast_{layer}"
-        metrics[f"loss/{name}"] = loss
-        metrics[f"{name}/positive_cosine"] = masked_mean(stats.positive_cosine, mask)
-        metrics[f"{name}/negative_cosine"] = masked_mean(stats.negative_cosine, mask)
-        metrics[f"{name}/num_negatives"] = masked_mean(stats.num_negatives, stats.valid)
-        metrics[f"{name}/num_candidates"] = masked_mean(stats.num_candidates, stats.valid)
+        losses.append(f"loss/{name}")
+        terms[f"loss/{name}"] = masked_average(values, stats.valid)
+        terms[f"{name}/positive_cosine"] = masked_average(stats.positive_cosine, mask)
+        terms[f"{name}/negative_cosine"] = masked_average(stats.negative_cosine, mask)
+        terms[f"{name}/num_negatives"] = masked_average(stats.num_negatives, stats.valid)
+        terms[f"{name}/num_candidates"] = masked_average(stats.num_candidates, stats.valid)
         if labels is not None:
-            metrics[f"{name}/false_negative_rate"] = masked_mean(stats.false_negative_rate, stats.measured)
-        total = total + loss
-    return total, metrics
+            terms[f"{name}/false_negative_rate"] = masked_average(stats.false_negative_rate, stats.measured)
+    return terms, tuple(losses)
 
 
 def pc2seg(
@@ -103,7 +116,7 @@ def pc2seg(
     params: Tree,
     batch_stats: Tree,
     batch: Batch,
-    key: Array,
+    keys: Batch,
     *,
     teacher: Tree,
     group_size: int,
@@ -114,7 +127,7 @@ def pc2seg(
     sharpening_temperature: float,
     num_negatives: int,
     strategy: str,
-) -> tuple[Array, tuple[Tree, dict]]:
+) -> Result:
     """L = CE(labelled) + lambda_1 * contrast(weak, strong) + lambda_2 * consistency(weak, strong), eqs. 1-4.
 
     The weak view is a forward pass without gradient; its logits are the pseudo-labels of the consistency loss and
@@ -128,55 +141,55 @@ def pc2seg(
     Several contrast layers add up (Tab. 10), each with its own projections and the same draws where sizes agree.
 
     Args:
-      batch: `B` labelled and `U` unlabelled images. group_size: images per group; divides both.
+      batch: `B` labelled and `U` unlabelled images, or a part of such a batch that consists of whole groups.
+      keys: one random key per image, [B] and [U], in the places of the images: all randomness of an image (dropout) or
+        of a group (negatives: from its first image) comes from there, whatever else is in the batch.
       teacher: the state's, {"params", "batch_stats"} or {}.
-
-    Returns:
-      (loss, (updated batch statistics, metrics)).
+      group_size: images per group; divides B and U.
     """
     labeled, unlabeled = batch
-    key_weak, key_strong, key_negatives = jax.random.split(key, 3)
+    keys_weak, keys_strong, keys_negatives = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys.unlabeled)
     num_labeled, num_unlabeled = labeled.image.shape[0], unlabeled.weak.shape[0]
     groups = num_labeled // group_size, num_unlabeled // group_size
     blocks = math.gcd(*groups)
 
     seer = teacher or {"params": jax.lax.stop_gradient(params), "batch_stats": batch_stats}
-    weak, moments_weak = model.apply(**seer, images=unlabeled.weak, train=True, key=key_weak)
+    weak, moments_weak = model.apply(**seer, images=unlabeled.weak, train=True, keys=keys_weak)
     weak = jax.lax.stop_gradient(weak)
     joined, moments = model.apply(
-        params, batch_stats, _join(labeled.image, unlabeled.strong, blocks), train=True, key=key_strong
+        params,
+        batch_stats,
+        _join(labeled.image, unlabeled.strong, blocks),
+        train=True,
+        keys=_join(keys.labeled, keys_strong, blocks),
     )
     outputs, strong = _split(joined, num_labeled, num_unlabeled, blocks)
     moments_labeled, moments_strong = _split(moments, *groups, blocks)
-    for update in (moments_labeled, *(() if teacher else (moments_weak,)), moments_strong):
-        batch_stats = model.update_statistics(batch_stats, update)
 
-    loss = _supervised_loss(outputs, labeled, ignore_id)
-    metrics = {"loss/supervised": loss}
+    terms, weights = {"loss/supervised": _supervised_loss(outputs, labeled, ignore_id)}, {"loss/supervised": 1.0}
     if consistency_weight:
         valid = subsample_nearest(unlabeled.valid, weak.logits.shape[1:3]) > 0
         distance = cosine_consistency(weak.logits, strong.logits, temperature=sharpening_temperature)
-        metrics["loss/consistency"] = masked_mean(distance, valid)
-        metrics["pseudo_label/confidence"] = masked_mean(jax.nn.softmax(weak.logits).max(-1), valid)
-        loss = loss + consistency_weight * metrics["loss/consistency"]
+        terms["loss/consistency"] = masked_average(distance, valid)
+        terms["pseudo_label/confidence"] = masked_average(jax.nn.softmax(weak.logits).max(-1), valid)
+        weights["loss/consistency"] = consistency_weight
     if contrast_weight:
         projected = (
             model.project(params, view.features, branch=branch) for view, branch in ((weak, "weak"), (strong, "strong"))
         )
-        contrast, measured = _contrast(
+        measured, losses = _contrast(
             *projected,
             jax.nn.softmax(weak.logits),
             unlabeled,
-            key_negatives,
-            groups=groups[1],
+            keys_negatives[::group_size],
             strategy=strategy,
             num_negatives=num_negatives,
             temperature=contrast_temperature,
             ignore_id=ignore_id,
         )
-        metrics |= measured
-        loss = loss + contrast_weight * contrast
-    return loss, (batch_stats, {"loss": loss, **metrics})
+        terms |= measured
+        weights |= dict.fromkeys(losses, contrast_weight)
+    return Result(terms, weights, (moments_labeled, *(() if teacher else (moments_weak,)), moments_strong))
 
 
 OBJECTIVES = {"pc2seg": pc2seg, "supervised": supervised}

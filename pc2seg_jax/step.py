@@ -1,5 +1,6 @@
 """The pure functions that a run compiles: initial state, training step, evaluation step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pc2seg_jax.models.functional import Model
+from pc2seg_jax.objective import Result
 from pc2seg_jax.ops.metrics import confusion_matrix
 from pc2seg_jax.parallel import Shardings
 from pc2seg_jax.resize import resize_bilinear
@@ -26,6 +28,74 @@ def make_init(
     return jax.jit(init, out_shardings=shardings.replicated)
 
 
+def take_part(tree: Tree, part: Array, *, parts: int, group_size: int) -> Tree:
+    """Every `parts`-th group of images, beginning with group `part`, of each leaf [B, ...]: [B / parts, ...].
+
+    Groups rather than a run of images: a device that holds a multiple of `parts` groups finds its share at home.
+    """
+
+    def take(x: Array) -> Array:
+        grouped = x.reshape(-1, parts, group_size, *x.shape[1:])
+        return jax.lax.dynamic_index_in_dim(grouped, part, 1, keepdims=False).reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(take, tree)
+
+
+def image_keys(key: Array, batch: Batch) -> Batch:
+    """One random key per image of a batch, in the places of the images: fold_in(fold_in(key, stream), row)."""
+
+    def stream(number: int, images: Array) -> Array:
+        return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, number), row))(jnp.arange(len(images)))
+
+    unlabeled = None if batch.unlabeled is None else stream(1, batch.unlabeled.weak)
+    return Batch(stream(0, batch.labeled.image), unlabeled)
+
+
+def accumulate(function: Callable, parts: int) -> Tree:
+    """sum over part = 0, ..., parts - 1 of function(part), which returns a tree; one part at a time."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, 0))
+    return jax.lax.fori_loop(0, parts, lambda part, sums: jax.tree.map(jnp.add, sums, function(part)), zeros)
+
+
+def make_gradient(objective: Callable, *, parts: int, group_size: int) -> Callable:
+    """`gradient(params, batch, keys) -> (gradients, loss, terms, moments)` of a whole batch.
+
+    With several parts the activations of one part are alive at a time. Nothing else changes: groups are normalised and
+    draw their negatives on their own, dropout belongs to the image, and the loss divides by the counts of the whole
+    batch, so the result is that of one part up to the order of summation.
+
+    Args:
+      objective: `(params, batch, keys) -> objective.Result`.
+      parts: number of parts, which divides the number of groups of both streams.
+      group_size: images per group.
+
+    Returns of `gradient`: gradients as params; loss; terms {name: Average}; moments with G = 1, the groups' mean.
+    """
+
+    def of_part(params: Tree, batch: Batch, keys: Batch, counts: dict | None) -> tuple:
+        def loss_fn(params: Tree) -> tuple[Array, tuple]:
+            result = objective(params, batch, keys)
+            loss = result.loss(counts or result.counts())
+            moments = jax.tree.map(lambda x: jnp.mean(x, axis=0, keepdims=True) / parts, result.moments)
+            return loss, (loss, result.terms, moments)
+
+        gradients, (loss, terms, moments) = jax.grad(loss_fn, has_aux=True)(params)
+        return gradients, loss, terms, moments
+
+    def gradient(params: Tree, batch: Batch, keys: Batch) -> tuple[Tree, Array, dict, tuple]:
+        if parts == 1:
+            return of_part(params, batch, keys, None)
+
+        def inputs(part: Array) -> tuple[Batch, Batch]:
+            return take_part((batch, keys), part, parts=parts, group_size=group_size)
+
+        # Counts depend on the data alone, so that the compiler removes the network from this loop.
+        counts = accumulate(lambda part: objective(params, *inputs(part)).counts(), parts)
+        return accumulate(lambda part: of_part(params, *inputs(part), counts), parts)
+
+    return gradient
+
+
 def make_train_step(
     model: Model,
     objective: Callable,
@@ -34,6 +104,8 @@ def make_train_step(
     *,
     seed: int,
     teacher_momentum: float,
+    parts: int,
+    group_size: int,
     shardings: Shardings,
 ) -> Callable:
     """`train_step(state, batch) -> (state, metrics)`, jitted over the mesh with the state donated.
@@ -41,21 +113,24 @@ def make_train_step(
     A pure function: its randomness is fold_in(seed, step). Metrics are float32 scalars of the global batch.
 
     Args:
-      objective: `(model, params, batch_stats, batch, key, teacher=...) -> (loss, (batch_stats, metrics))`.
+      objective: `(model, params, batch_stats, batch, keys, teacher=...) -> objective.Result`.
       teacher_momentum: m of teacher <- m * teacher + (1 - m) * (params, batch_stats), where the state has a teacher.
+      parts, group_size: see `make_gradient`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        def evaluate(params: Tree, batch: Batch, keys: Batch) -> Result:
+            return objective(model, params, state.batch_stats, batch, keys, teacher=state.teacher)
 
-        def loss_fn(params: Tree) -> tuple[Array, tuple[Tree, dict]]:
-            return objective(model, params, state.batch_stats, batch, key, teacher=state.teacher)
-
-        gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+        keys = image_keys(jax.random.fold_in(jax.random.key(seed), state.step), batch)
+        gradient = make_gradient(evaluate, parts=parts, group_size=group_size)
+        gradients, loss, terms, moments = gradient(state.params, batch, keys)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {"loss": loss} | {name: average.value() for name, average in terms.items()}
         metrics["learning_rate"] = schedule(state.step)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         params = optax.apply_updates(state.params, updates)
+        batch_stats = functools.reduce(model.update_statistics, moments, state.batch_stats)
         teacher = state.teacher
         if teacher:
             student = {"params": params, "batch_stats": batch_stats}

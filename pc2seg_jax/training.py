@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from pc2seg_jax import build, evaluation, optim
+from pc2seg_jax import build, evaluation
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.config import validate
@@ -17,7 +17,6 @@ from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.pretrained import load_backbone
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
-from pc2seg_jax.step import make_eval_step, make_init, make_train_step
 from pc2seg_jax.types import Batch, Labeled, TrainState
 from pc2seg_jax.writers import MetricWriter, Progress
 
@@ -115,31 +114,15 @@ def train_and_evaluate(
     _check_devices(config, shardings)
     dataset = build.build_dataset(config)
     info = describe_dataset(config, dataset)
-    model = build.build_model(config, len(dataset.class_names))
+    functions = build.build_functions(
+        config, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
+    )
     if config.init_from and not (workdir / "config.json").exists():  # a wrong file must not bind the folder to its name
-        load_backbone(config.init_from, *jax.eval_shape(model.init, jax.random.key(0)))
+        load_backbone(config.init_from, *jax.eval_shape(functions.model.init, jax.random.key(0)))
     workdir_lib.claim(workdir, config, info)
 
-    schedule = optim.make_schedule(
-        learning_rate=config.optim.learning_rate, power=config.optim.power, steps=config.steps
-    )
-    optimizer = optim.make_optimizer(schedule, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
-    train_step = make_train_step(
-        model,
-        build.build_objective(config, dataset.ignore_id),
-        optimizer,
-        schedule,
-        seed=config.seed,
-        teacher_momentum=config.teacher_momentum,
-        shardings=shardings,
-    )
-    eval_step = make_eval_step(
-        model, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
-    )
-
     with Checkpoints(workdir, create=True) as checkpoints:
-        init = make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings)
-        state = starting_state(config, init, checkpoints, shardings)
+        state = starting_state(config, functions.init, checkpoints, shardings)
         start = int(state.step)
         images = config.batch_labeled + (config.batch_unlabeled if config.objective != "supervised" else 0)
         progress = Progress(start, config.steps, images)
@@ -150,7 +133,7 @@ def train_and_evaluate(
 
         def evaluate(state: TrainState) -> dict:
             confusion = evaluation.evaluate(
-                eval_step,
+                functions.eval_step,
                 state.params,
                 state.batch_stats,
                 evaluation_batches(config, dataset, info, "val", shardings),
@@ -164,7 +147,7 @@ def train_and_evaluate(
         batches = training_batches(config, dataset, start)
         try:
             for step in range(start + 1, config.steps + 1):
-                state, metrics = train_step(state, shard_batch(next(batches), shardings.data))
+                state, metrics = functions.train_step(state, shard_batch(next(batches), shardings.data))
                 if step == start + 1:  # compiled in this step
                     jax.block_until_ready(metrics)
                     progress.start(step)

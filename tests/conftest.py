@@ -93,7 +93,7 @@ def make_batch():
 @pytest.fixture(scope="session")
 def make_parts():
     """`make_parts(config, num_devices)`: the functions a run compiles; made once per session where they are equal."""
-    from pc2seg_jax import build, optim, parallel, step
+    from pc2seg_jax import build, parallel
 
     made = {}
 
@@ -103,26 +103,8 @@ def make_parts():
         name = json.dumps([relevant, num_devices])
         if name not in made:
             shardings = parallel.make_shardings(num_devices)
-            model = build.build_model(config, NUM_CLASSES)
-            o = config.optim
-            schedule = optim.make_schedule(learning_rate=o.learning_rate, power=o.power, steps=config.steps)
-            optimizer = optim.make_optimizer(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
-            objective = build.build_objective(config, IGNORE)
-            made[name] = types.SimpleNamespace(
-                shardings=shardings,
-                model=model,
-                init=step.make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings),
-                train_step=step.make_train_step(
-                    model,
-                    objective,
-                    optimizer,
-                    schedule,
-                    seed=config.seed,
-                    teacher_momentum=config.teacher_momentum,
-                    shardings=shardings,
-                ),
-                eval_step=step.make_eval_step(model, num_classes=NUM_CLASSES, ignore_id=IGNORE, shardings=shardings),
-            )
+            functions = build.build_functions(config, num_classes=NUM_CLASSES, ignore_id=IGNORE, shardings=shardings)
+            made[name] = types.SimpleNamespace(shardings=shardings, **functions._asdict())
         return made[name]
 
     return make
@@ -136,8 +118,7 @@ def train(make_parts):
     def run(config, workdir):
         parts = make_parts(config)
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("init", "train_step", "eval_step"):
-                patch.setattr(training, f"make_{name}", lambda *args, name=name, **kwargs: getattr(parts, name))
+            patch.setattr(training.build, "build_functions", lambda *args, **kwargs: parts)
             return training.train_and_evaluate(config, workdir, parts.shardings)
 
     return run

@@ -88,7 +88,9 @@ def test_rematerialised_blocks_change_no_value(backbone, multi_grid):
         @jax.jit
         def gradient(params, batch_stats, x, model=model):
             def loss(params):
-                outputs, moments = model.apply(params, batch_stats, x, train=True, key=jax.random.key(1))
+                outputs, moments = model.apply(
+                    params, batch_stats, x, train=True, keys=jax.random.split(jax.random.key(1), len(x))
+                )
                 return jnp.mean(jnp.square(outputs.logits - 1.0)), (outputs.logits, moments)
 
             return jax.grad(loss, has_aux=True)(params)

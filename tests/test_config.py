@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from pc2seg_jax import build, config, optim, parallel, step
+from pc2seg_jax import build, config, parallel
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.types import Batch, Labeled, Unlabeled
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -151,28 +150,8 @@ def test_every_file_in_configs_is_valid_and_its_step_can_be_traced(path, variant
         c.data.root = c.data.root or "somewhere"
     config.validate(c, build.CHOICES)
 
-    shardings = parallel.make_shardings(1)
-    model = build.build_model(c, 5)
-    schedule = optim.make_schedule(learning_rate=c.optim.learning_rate, power=c.optim.power, steps=c.steps)
-    optimizer = optim.make_optimizer(schedule, momentum=c.optim.momentum, weight_decay=c.optim.weight_decay)
-    objective = build.build_objective(c, 255)
-    train_step = step.make_train_step(
-        model,
-        objective,
-        optimizer,
-        schedule,
-        seed=c.seed,
-        teacher_momentum=c.teacher_momentum,
-        shardings=shardings,
-    )
-    init = step.make_init(model, optimizer, with_teacher=c.teacher_momentum > 0, shardings=shardings)
-    state = jax.eval_shape(init, 0)
-    image = jax.ShapeDtypeStruct((c.batch_labeled, *c.augment.crop_size, 3), jnp.float32)
-    label = jax.ShapeDtypeStruct(image.shape[:3], jnp.int32)
-    view = jax.ShapeDtypeStruct((c.batch_unlabeled, *c.augment.crop_size, 3), jnp.float32)
-    valid = jax.ShapeDtypeStruct(view.shape[:3], jnp.uint8)
-    known = jax.ShapeDtypeStruct(view.shape[:3], jnp.int32) if c.data.unlabeled_masks else None
-    unlabeled = None if c.objective == "supervised" else Unlabeled(view, view, valid, known)
-    after, metrics = jax.eval_shape(train_step, state, Batch(Labeled(image, label), unlabeled))
+    functions = build.build_functions(c, num_classes=5, ignore_id=255, shardings=parallel.make_shardings(1))
+    state = jax.eval_shape(functions.init, 0)
+    after, metrics = jax.eval_shape(functions.train_step, state, build.batch_shapes(c))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())

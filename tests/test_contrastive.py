@@ -28,7 +28,8 @@ def inputs(groups=2, images=2, size=5, dim=16, classes=4, seed=0):
 
 def run_eagerly(x, key=KEY, contrast=pixel_contrast, strategy="pseudo_label", num_negatives=6, **options):
     """(loss, mask, stats)"""
-    arguments = (x["weak"], x["strong"], x["probs"], x["valid"], key)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x["weak"])))
+    arguments = (x["weak"], x["strong"], x["probs"], x["valid"], keys)
     return contrast(*arguments, label=x["label"], strategy=strategy, num_negatives=num_negatives, **options)
 
 
@@ -37,7 +38,7 @@ def evaluate_eagerly(x, **options):
 
     def mean_loss(weak, strong, probs):
         loss, mask, stats = run_eagerly({**x, "weak": weak, "strong": strong, "probs": probs}, **options)
-        return masked_mean(loss, mask), (loss, mask, stats)
+        return masked_mean(loss, stats.valid), (loss, mask, stats)
 
     return jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(x["weak"], x["strong"], x["probs"])
 

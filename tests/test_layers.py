@@ -98,12 +98,12 @@ def test_dropout_zeroes_its_share_and_rescales_the_rest():
     )
     head.concat_projection.bn.bias.set_value(jnp.ones((32,)))  # kernels of a bare head are 0: the encoder becomes 1
     head.decoder = Probe()
-    outputs = head(jnp.ones((4, 9, 9, 4)), None, (9, 9), train=True, key=jax.random.key(0))
+    outputs = head(jnp.ones((4, 9, 9, 4)), None, (9, 9), train=True, keys=jax.random.split(jax.random.key(0), 4))
     np.testing.assert_array_equal(outputs["encoder"], 1)
     dropped = np.asarray(seen[0])
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / (1 - rate))}
     assert (dropped == 0).mean() == pytest.approx(rate, abs=0.02)
-    head(jnp.ones((4, 9, 9, 4)), None, (9, 9), train=False, key=None)
+    head(jnp.ones((4, 9, 9, 4)), None, (9, 9), train=False, keys=None)
     assert np.all(np.asarray(seen[1]) > 0)
 
 

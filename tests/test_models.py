@@ -40,6 +40,11 @@ def images(batch, side=33, seed=0):
     return np.random.default_rng(seed).uniform(0, 255, (batch, side, side, 3)).astype(np.float32)
 
 
+def keys_of(x, key):
+    """One key per image."""
+    return jax.random.split(key, len(x))
+
+
 @pytest.fixture(scope="module")
 def small():
     model = create_model(**SMALL)
@@ -55,7 +60,7 @@ def small_train(small):
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def compiled(params, batch_stats, x, key):
         def first_group(params, x):
-            outputs, moments = small[0].apply(params, batch_stats, x, train=True, key=key)
+            outputs, moments = small[0].apply(params, batch_stats, x, train=True, keys=keys_of(x, key))
             return jnp.sum(jnp.square(outputs.logits[:2] - 1.0)), (outputs, moments)
 
         gradient, (outputs, moments) = jax.grad(first_group, argnums=(0, 1), has_aux=True)(params, x)
@@ -135,7 +140,7 @@ def test_groups_do_not_see_each_other(small, small_train):
 def test_batch_that_is_no_multiple_of_the_group_is_refused(small):
     model, params, batch_stats = small
     with pytest.raises(ValueError, match="3 images cannot be divided into groups of 2"):
-        model.apply(params, batch_stats, images(3), train=True, key=jax.random.key(0))
+        model.apply(params, batch_stats, images(3), train=True, keys=keys_of(images(3), jax.random.key(0)))
 
 
 def test_moments_are_those_of_the_layer_input(small, small_train):
@@ -181,7 +186,7 @@ def test_jit_equals_eager_and_no_input_changes(small, small_train):
     model, params, batch_stats = small
     before = jax.tree.map(np.array, (params, batch_stats))
     x, key = images(4), jax.random.key(3)
-    eager, eager_moments = model.apply(params, batch_stats, x, train=True, key=key)
+    eager, eager_moments = model.apply(params, batch_stats, x, train=True, keys=keys_of(x, key))
     jax.tree.map(np.testing.assert_array_equal, (params, batch_stats), before)
     jitted, jitted_moments, _ = small_train(params, batch_stats, x, key)
     np.testing.assert_allclose(jitted.logits, eager.logits, rtol=0, atol=1e-4)
@@ -198,7 +203,7 @@ def test_dropout_acts_in_training_only_and_follows_its_key(small, small_train, s
     np.testing.assert_array_equal(a.features["conv5"], b.features["conv5"])  # dropout comes after the backbone
     first, second = (small_eval(params, batch_stats, images(3))[0] for _ in range(2))
     np.testing.assert_array_equal(first.logits, second.logits)
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="needs keys"):
         model.apply(params, batch_stats, x, train=True)
 
 

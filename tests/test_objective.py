@@ -1,7 +1,7 @@
 """The objective against its slow composition: one forward pass per stream, losses as loops over pixels.
 
-Most tests run a toy network (one matrix, group normalisation, dropout) through the interface of the real one, so that
-they need no compilation; the last one runs the real network.
+The tests run a toy network (one matrix, group normalisation, dropout) through the interface of the real one, so that
+they need no compilation; `test_joined_streams.py` runs the real one.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pc2seg_jax import build, objective
+from pc2seg_jax import build, objective, step
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.ops.contrastive import pixel_contrast
 from pc2seg_jax.ops.losses import cosine_consistency, masked_mean
@@ -34,12 +34,12 @@ SETTINGS = {
 def toy_model(dropout_rate=0.0):
     """Every fourth pixel times a matrix, normalised in groups; every fourth of those is a feature."""
 
-    def apply(params, batch_stats, images, *, train, key=None):
+    def apply(params, batch_stats, images, *, train, keys=None):
         x = (images[:, ::4, ::4] / 127.5 - 1) @ params["backbone"]["kernel"]
         grouped = x.reshape(-1, GROUP, *x.shape[1:])
         mean, var = grouped.mean((1, 2, 3)), grouped.var((1, 2, 3))
         if dropout_rate:
-            x = x * jax.random.bernoulli(key, 1 - dropout_rate, x.shape)
+            x = x * jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout_rate, x.shape[1:]))(keys)
         y = (x.reshape(grouped.shape) - mean[:, None, None, None]) / jnp.sqrt(var[:, None, None, None] + 1e-3)
         y = jax.nn.softplus(y.reshape(x.shape))
         moments = {"backbone": {"mean": mean, "var": var}}
@@ -75,15 +75,30 @@ def batch(request, tiny_config, make_batch):
     return make_batch(tiny_config(batch_labeled=labeled, batch_unlabeled=unlabeled), with_labels=True)
 
 
-KEY = jax.random.key(5)
+def keys_of(batch, seed=5):
+    return step.image_keys(jax.random.key(seed), batch)
 
 
-def run(model, state, batch, **changes):
-    return objective.pc2seg(model, *state, batch, KEY, **(SETTINGS | changes))
+def finish(model, stats, result):
+    """Loss, updated statistics, metrics."""
+    loss = result.loss(result.counts())
+    for moments in result.moments:
+        stats = model.update_statistics(stats, moments)
+    return loss, (stats, {"loss": loss} | {name: average.value() for name, average in result.terms.items()})
+
+
+def run(model, state, batch, seed=5, **changes):
+    result = objective.pc2seg(model, *state, batch, keys_of(batch, seed), **(SETTINGS | changes))
+    return finish(model, state[1], result)
 
 
 def gradient(model, state, batch, **changes):
     return jax.grad(lambda params: run(model, (params, state[1]), batch, **changes)[0])(state[0])
+
+
+def project(model, params, weak, strong):
+    views = (weak, "weak"), (strong, "strong")
+    return [np.asarray(model.project(params, x.features, branch=name)["conv5"], np.float64) for x, name in views]
 
 
 def assert_trees_close(a, b, **tolerances):
@@ -143,10 +158,7 @@ def test_the_losses_are_those_of_three_separate_passes(state, batch):
     loss, (new_stats, metrics) = run(model, state, batch)
     as_numpy = jax.tree.map(lambda x: np.asarray(x, np.float64), (labeled, weak, strong))
     labeled, weak, strong = as_numpy
-    projected = [
-        np.asarray(model.project(params, x.features, branch=name)["conv5"], np.float64)
-        for x, name in ((weak, "weak"), (strong, "strong"))
-    ]
+    projected = project(model, params, weak, strong)
     valid = batch.unlabeled.valid
     slow = {
         "loss/supervised": slow_cross_entropy(labeled.logits, batch.labeled.label),
@@ -187,12 +199,12 @@ def test_the_weak_pass_is_a_constant_whose_projection_is_trained(state, batch):
             grouped(model.project(params, strong.features, branch="strong")["conv5"]),
             grouped(jax.nn.softmax(weak.logits)[:, ::4, ::4]),
             grouped(unlabeled.valid[:, ::16, ::16] > 0),
-            KEY,
+            keys_of(batch).unlabeled[::GROUP],
             strategy=SETTINGS["strategy"],
             num_negatives=SETTINGS["num_negatives"],
             temperature=0.07,
         )
-        supervised = objective._supervised_loss(labeled, batch.labeled, IGNORE)
+        supervised = objective._supervised_loss(labeled, batch.labeled, IGNORE).value()
         consistency = masked_mean(distance, unlabeled.valid[:, ::4, ::4])
         return supervised + consistency + 0.3 * masked_mean(values, mask)
 
@@ -218,10 +230,7 @@ def test_a_teacher_sees_the_weak_view_and_the_network_all_else(state, batch):
     np.testing.assert_allclose(
         metrics["loss/consistency"], slow_consistency(weak.logits, strong.logits, valid), rtol=2e-5
     )
-    projected = [
-        np.asarray(model.project(params, x.features, branch=name)["conv5"], np.float64)
-        for x, name in ((weak, "weak"), (strong, "strong"))
-    ]
+    projected = project(model, params, weak, strong)
     np.testing.assert_allclose(metrics["loss/contrast"], slow_contrast(*projected, weak.logits, valid), rtol=2e-5)
     ordered = model.update_statistics(model.update_statistics(stats, m_labeled), m_strong)
     assert_trees_close(new_stats, ordered, rtol=1e-5, atol=1e-6)
@@ -263,11 +272,12 @@ def test_supervised_is_the_cross_entropy_of_the_labelled_images_alone(state, bat
     model, (params, stats) = toy_model(), state
 
     def loss(params, batch):
-        return objective.supervised(model, params, stats, batch, KEY, **SETTINGS)[0]
+        result = objective.supervised(model, params, stats, batch, keys_of(batch), **SETTINGS)
+        return result.loss(result.counts())
 
     def plain(params):
         outputs, _ = model.apply(params, stats, batch.labeled.image, train=True)
-        return objective._supervised_loss(outputs, batch.labeled, IGNORE)
+        return objective._supervised_loss(outputs, batch.labeled, IGNORE).value()
 
     outputs, moments = model.apply(params, stats, batch.labeled.image, train=True)
     np.testing.assert_allclose(
@@ -275,7 +285,8 @@ def test_supervised_is_the_cross_entropy_of_the_labelled_images_alone(state, bat
     )
     assert_trees_close(jax.grad(loss)(params, batch), jax.grad(plain)(params), rtol=1e-6)
     assert_trees_close(jax.grad(loss)(params, Batch(batch.labeled)), jax.grad(plain)(params), rtol=1e-6)
-    _, (new_stats, metrics) = objective.supervised(model, params, stats, batch, KEY, **SETTINGS)
+    result = objective.supervised(model, params, stats, batch, keys_of(batch), **SETTINGS)
+    _, (new_stats, metrics) = finish(model, stats, result)
     assert_trees_close(new_stats, model.update_statistics(stats, moments), rtol=0)
     assert set(metrics) == {"loss", "loss/supervised"}
 
@@ -318,33 +329,4 @@ def test_dropout_differs_between_the_passes_and_depends_on_the_key_alone(state, 
     loss, (_, metrics) = run(model, state, same)
     assert metrics["loss/consistency"] > without["loss/consistency"] + 1e-2
     assert float(run(model, state, same)[0]) == float(loss)
-    assert float(objective.pc2seg(model, *state, same, jax.random.key(6), **SETTINGS)[0]) != float(loss)
-
-
-def test_joining_streams_changes_nothing_in_the_real_network(tiny_config, make_batch):
-    config = tiny_config(batch_labeled=4, batch_unlabeled=8, model__dropout_rate=0.0)
-    model = build.build_model(config, CLASSES)
-    params, stats = jax.jit(model.init)(jax.random.key(0))
-    batch = make_batch(config)
-
-    @jax.jit
-    def separate(params, stats, batch):
-        streams = batch.labeled.image, batch.unlabeled.weak, batch.unlabeled.strong
-        outputs = []
-        for images in streams:
-            output, moments = model.apply(params, stats, images, train=True, key=KEY)
-            outputs.append((output, moments))
-        for _, moments in outputs:
-            stats = model.update_statistics(stats, moments)
-        return [output for output, _ in outputs], stats
-
-    loss = jax.jit(build.build_objective(config, IGNORE), static_argnums=0)
-    _, (new_stats, metrics) = loss(model, params, stats, batch, KEY, teacher={})
-    (supervised, weak, strong), slow_stats = separate(params, stats, batch)
-    valid = batch.unlabeled.valid
-    np.testing.assert_allclose(
-        metrics["loss/supervised"], slow_cross_entropy(np.asarray(supervised.logits), batch.labeled.label), rtol=1e-5
-    )
-    distance = slow_consistency(np.asarray(weak.logits), np.asarray(strong.logits), valid)
-    np.testing.assert_allclose(metrics["loss/consistency"], distance, rtol=1e-3)  # 1 - cos of nearly equal vectors
-    assert_trees_close(new_stats, slow_stats, rtol=1e-4, atol=1e-5)
+    assert float(run(model, state, same, seed=6)[0]) != float(loss)

@@ -13,7 +13,11 @@ import optax
 import pytest
 
 from pc2seg_jax import step
+from pc2seg_jax.models.functional import Model
+from pc2seg_jax.objective import Result
+from pc2seg_jax.ops.losses import Average
 from pc2seg_jax.parallel import make_shardings, shard_batch
+from pc2seg_jax.types import Batch, Labeled
 
 STEPS = 3
 
@@ -83,6 +87,14 @@ def test_groups_inside_a_device_give_the_result_of_one_device(inside, one_device
     assert_same(inside[0], one_device)
 
 
+@pytest.mark.parametrize(("accumulate", "devices"), [(2, 1), (4, 1), (2, 2)])
+def test_a_batch_in_parts_gives_the_result_of_the_whole(config, batches, make_parts, one_device, accumulate, devices):
+    """One device sees two groups of each stream at a time, or one; two devices see one each."""
+    parted = config.copy_and_resolve_references()
+    parted.accumulate = accumulate
+    assert_same(run(make_parts(parted, devices), batches), one_device)
+
+
 @pytest.mark.parametrize("devices", [2, 8])  # two groups a device; half a group a device
 def test_any_number_of_devices_gives_the_result_of_one_device(config, batches, make_parts, one_device, devices):
     assert_same(run(make_parts(config, devices), batches), one_device)
@@ -111,27 +123,42 @@ def test_randomness_is_a_function_of_seed_and_step():
     schedule = optax.constant_schedule(0.5)
     optimizer = optax.sgd(schedule)
 
-    def objective(model, params, batch_stats, batch, key, *, teacher):
-        return params["w"].sum(), (batch_stats, {"drawn": jax.random.uniform(key)})
+    def objective(model, params, batch_stats, batch, keys, *, teacher):
+        one = jnp.ones(())
+        drawn = jax.vmap(jax.random.uniform)(keys.labeled)
+        terms = {
+            "loss": Average(params["w"].sum(), one),
+            "drawn": Average(drawn[0], one),
+            "other": Average(drawn[1], one),
+        }
+        return Result(terms, {"loss": 1.0}, ())
 
     def draws(seed, start=0):
         train_step = step.make_train_step(
-            None, objective, optimizer, schedule, seed=seed, teacher_momentum=0.0, shardings=shardings
+            Model(None, None, None, None, None),
+            objective,
+            optimizer,
+            schedule,
+            seed=seed,
+            teacher_momentum=0.0,
+            parts=1,
+            group_size=1,
+            shardings=shardings,
         )
         params = {"w": jnp.ones(3)}
         state = step.TrainState(jnp.asarray(start, jnp.int32), params, {}, optimizer.init(params), {})
         values = []
         for _ in range(4):
-            state, metrics = train_step(state, jnp.zeros((1,)))
-            values.append(float(metrics["drawn"]))
+            state, metrics = train_step(state, Batch(Labeled(jnp.zeros(2), jnp.zeros(2))))
+            values += [float(metrics["drawn"]), float(metrics["other"])]
             assert float(metrics["learning_rate"]) == 0.5
         np.testing.assert_array_equal(state.params["w"], np.full(3, -1.0))
         return values
 
     first = draws(0)
-    assert len(set(first)) == 4
+    assert len(set(first)) == 8
     assert draws(0) == first
-    assert draws(0, start=2)[:2] == first[2:]
+    assert draws(0, start=2)[:4] == first[4:]
     assert not set(draws(1)) & set(first)
 
 
@@ -167,18 +194,13 @@ sys.modules["tensorflow"] = None  # any import of it raises ImportError
 import pc2seg_jax
 import conftest, jax
 config = conftest._tiny_config(objective="supervised", group_size=4)
-from pc2seg_jax import build, optim, parallel, step
+from pc2seg_jax import build, parallel
 shardings = parallel.make_shardings(1)
-model = build.build_model(config, conftest.NUM_CLASSES)
-schedule = optim.make_schedule(learning_rate=0.01, power=0.9, steps=10)
-optimizer = optim.make_optimizer(schedule, momentum=0.9, weight_decay=1e-4)
-objective = build.build_objective(config, conftest.IGNORE)
-train_step = step.make_train_step(
-    model, objective, optimizer, schedule, seed=0, teacher_momentum=0.0, shardings=shardings
+functions = build.build_functions(
+    config, num_classes=conftest.NUM_CLASSES, ignore_id=conftest.IGNORE, shardings=shardings
 )
-init = step.make_init(model, optimizer, with_teacher=False, shardings=shardings)
 batch = conftest.random_batch(config)
-state, metrics = train_step(init(0), parallel.shard_batch(batch, shardings.data))
+state, metrics = functions.train_step(functions.init(0), parallel.shard_batch(batch, shardings.data))
 print("loss", float(metrics["loss"]))
 """
 

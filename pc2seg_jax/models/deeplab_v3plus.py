@@ -82,7 +82,7 @@ class Head(nnx.Module):
       norm: `epsilon`, `group_size` and `dtype` of every `ConvNorm`.
       rngs: unused but required by Flax.
 
-    Call: feature [B, h, w, F], low_level, the size (h4, w4) of the logits, a key -> dict of `encoder`
+    Call: feature [B, h, w, F], low_level, the size (h4, w4) of the logits, keys [B] -> dict of `encoder`
     [B, h, w, head_width] (before dropout), `decoder` [B, h4, w4, head_width], `logits` [B, h4, w4, C] float32.
     """
 
@@ -113,15 +113,16 @@ class Head(nnx.Module):
         self.dropout_rate = dropout_rate
 
     def __call__(
-        self, x: jax.Array, low_level: jax.Array, size: tuple[int, int], *, train: bool, key: jax.Array | None
+        self, x: jax.Array, low_level: jax.Array, size: tuple[int, int], *, train: bool, keys: jax.Array | None
     ) -> dict[str, jax.Array]:
         encoder = self.pyramid(x, train=train)
         dropped = encoder
         if train and self.dropout_rate > 0:
-            if key is None:
-                raise ValueError("apply(train=True) needs a key for dropout; pass key or set dropout_rate to 0.")
+            if keys is None:
+                raise ValueError("apply(train=True) needs keys for dropout; pass keys or set dropout_rate to 0.")
             keep = 1.0 - self.dropout_rate
-            mask = jax.random.bernoulli(key, keep, encoder.shape)
+            # One key per image: what an image drops does not depend on the batch it is in.
+            mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, encoder.shape[1:]))(keys)
             dropped = jnp.where(mask, encoder / keep, 0).astype(encoder.dtype)
         decoder = self.decoder(dropped, low_level, size, train=train)
         return {"encoder": encoder, "decoder": decoder, "logits": self.logits(decoder)}
@@ -173,7 +174,7 @@ class DeepLabV3Plus(nnx.Module):
         self.mean, self.std = mean, std
         self.dtype = dtype
 
-    def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, train: bool, keys: jax.Array | None) -> dict[str, jax.Array]:
         features = self.backbone(preprocess(images, self.mean, self.std, self.dtype), train=train)
         size = tuple((side - 1) // 4 + 1 for side in images.shape[1:3])
-        return features | self.head(features["conv5"], features["low_level"], size, train=train, key=key)
+        return features | self.head(features["conv5"], features["low_level"], size, train=train, keys=keys)

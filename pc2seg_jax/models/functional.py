@@ -27,13 +27,13 @@ class Model(NamedTuple):
 
     init(key) -> (params, batch_stats): plain nested dicts of float32 arrays; params has `backbone`, `head`,
       `projection` (`weak`, `strong`), batch_stats has `backbone`, `head`.
-    apply(params, batch_stats, images, *, train, key=None) -> (Outputs, moments): images [B, H, W, 3] RGB 0..255 with
+    apply(params, batch_stats, images, *, train, keys=None) -> (Outputs, moments): images [B, H, W, 3] RGB 0..255 with
       sides of the form output_stride * k + 1; logits are float32 at stride 4. With train=True the batch is normalised
-      in consecutive groups of `group_size` images, dropout draws from `key`, and `moments` has the structure of
-      batch_stats with mean [G, C] and unbiased variance [G, C] of every group. With train=False the running statistics
-      are used and `moments` is {}. Running statistics are deliberately *not* updated here: one pass may hold groups of
-      several streams, and the caller decides in which order they enter the averages.
-      Raises ValueError when group_size does not divide B or the key is missing, UserError for other image sides.
+      in consecutive groups of `group_size` images, dropout draws from `keys` [B], one random key per image, and
+      `moments` has the structure of batch_stats with mean [G, C] and unbiased variance [G, C] of every group. With
+      train=False the running statistics are used and `moments` is {}. Running statistics are deliberately *not* updated
+      here: one pass may hold groups of several streams, and the caller decides in which order they enter the averages.
+      Raises ValueError when group_size does not divide B or the keys are missing, UserError for other image sides.
       `Outputs.features` is a dict with one entry [B, h, w, F] per contrast layer.
     project(params, features, *, branch) -> dict of [B, h, w, D] float32: linear map of every feature by the `weak` or
       the `strong` projection of its layer.
@@ -132,12 +132,12 @@ def create_model(
         nnx.eval_shape(lambda: Projections(contrast_widths, projection_dim, rngs=nnx.Rngs(0)))
     )
 
-    def features(params, batch_stats, images, *, train, key=None):
+    def features(params, batch_stats, images, *, train, keys=None):
         _check_sides(images, output_stride)
-        return run(params, batch_stats, images, train=train, key=key)
+        return run(params, batch_stats, images, train=train, keys=keys)
 
-    def apply(params, batch_stats, images, *, train, key=None):
-        outputs, moments = features(params, batch_stats, images, train=train, key=key)
+    def apply(params, batch_stats, images, *, train, keys=None):
+        outputs, moments = features(params, batch_stats, images, train=train, keys=keys)
         return Outputs(outputs["logits"], {layer: outputs[layer] for layer in contrast_layers}), moments
 
     def project(params, features, *, branch):

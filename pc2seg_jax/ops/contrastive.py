@@ -14,11 +14,11 @@ NOT_DRAWN = -1e30
 class ContrastStats(NamedTuple):
     """What to log, one value per anchor, [G, A] each; average with `masked_mean` and the mask named.
 
-    positive_cosine, negative_cosine: -1..1, the latter a mean over the drawn negatives (mask: the loss mask).
+    positive_cosine, negative_cosine: -1..1, the latter a mean over the drawn negatives (mask: the second result).
     false_negative_rate: 0..1, share of the drawn negatives of known class that are of the anchor's class (`measured`).
     measured: bool, the anchor's class and at least one drawn negative's are known.
     num_negatives, num_candidates: float32, drawn negatives and candidates of non-zero weight (`valid`).
-    valid: bool, the anchor is a valid pixel. The loss mask is `valid` and at least one negative drawn.
+    valid: bool, the anchor is a valid pixel. The loss is averaged over these: see `pixel_contrast`.
     """
 
     positive_cosine: jax.Array
@@ -44,7 +44,7 @@ def pixel_contrast(
     strong: jax.Array,
     probs: jax.Array,
     valid: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     *,
     strategy: str,
     num_negatives: int = 200,
@@ -58,13 +58,13 @@ def pixel_contrast(
     The positive is the same pixel in the other view; the negatives are drawn from both views of the anchor's group.
     They are never gathered: all similarities are one matrix product and the drawn set is a mask, so memory does not
     depend on `num_negatives`. Anchors are processed in chunks and rematerialised in the backward pass. The result
-    depends on neither `chunk_size` nor the number of devices: anchor a of group g draws with its own key.
+    depends on neither `chunk_size` nor the number of devices: anchor a of group g draws with fold_in(keys[g], a).
 
     Args:
       weak, strong: [G, g, h, w, D] projected features, any float type; normalised here.
       probs: [G, g, h, w, C] float32 class probabilities of the weak view at feature resolution; no gradient.
       valid: [G, g, h, w] bool; invalid pixels are neither anchors nor negatives.
-      key: one random key.
+      keys: [G], one random key per group.
       strategy: a key of `sampling.STRATEGIES`.
       num_negatives: N of eq. 4; an anchor with fewer candidates uses those it has.
       temperature: tau of eq. 4.
@@ -73,8 +73,10 @@ def pixel_contrast(
       chunk_size: anchors per chunk.
 
     Returns:
-      loss: [G, A] float32, A = 2 * g * h * w, weak anchors first; 0 where the mask is not set.
-      mask: [G, A] bool, valid anchors with at least one negative. `masked_mean(loss, mask)` is the loss.
+      loss: [G, A] float32, A = 2 * g * h * w, weak anchors first; 0 where the mask is not set. Its mean over
+        `stats.valid` is the loss: a valid anchor without any negative counts with 0, which is eq. 4 with an empty sum,
+        so that what is divided by depends on the data alone.
+      mask: [G, A] bool, valid anchors with at least one negative.
       stats: `ContrastStats`.
 
     Raises:
@@ -97,7 +99,7 @@ def pixel_contrast(
         chunks = jax.tree.map(lambda x: _split(x, chunk_size), group)
         return jax.tree.map(lambda x: x.reshape(-1)[:num_anchors], jax.lax.map(body, chunks))
 
-    return jax.vmap(of_group)(_groups(weak, strong, probs, valid, key, label, ignore_id))
+    return jax.vmap(of_group)(_groups(weak, strong, probs, valid, keys, label, ignore_id))
 
 
 def pixel_contrast_literal(
@@ -105,7 +107,7 @@ def pixel_contrast_literal(
     strong: jax.Array,
     probs: jax.Array,
     valid: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     *,
     strategy: str,
     num_negatives: int = 200,
@@ -116,7 +118,7 @@ def pixel_contrast_literal(
     """The same loss as the paper writes it: Gumbel top-k, gather z[index], one group after the other.
 
     Needs [A, M] noise and [A, N, D] negatives at once (gigabytes at 513 x 513): a reference, not for training.
-    Arguments, results, errors: as `pixel_contrast`, with the same draws for the same key.
+    Arguments, results, errors: as `pixel_contrast`, with the same draws for the same keys.
     """
 
     def of_group(group: _Group):
@@ -126,10 +128,10 @@ def pixel_contrast_literal(
         label = None if group.pixels.label is None else group.pixels.label[index]
         return _info_nce(group, weights, cosine, drawn, label, temperature)
 
-    return jax.lax.map(of_group, _groups(weak, strong, probs, valid, key, label, ignore_id))
+    return jax.lax.map(of_group, _groups(weak, strong, probs, valid, keys, label, ignore_id))
 
 
-def _groups(weak, strong, probs, valid, key, label, ignore_id) -> _Group:
+def _groups(weak, strong, probs, valid, keys, label, ignore_id) -> _Group:
     """All groups, flattened to pixels; every leaf has the leading axis G."""
     num_groups, images, height, width, _ = weak.shape
     num_pixels = images * height * width
@@ -148,7 +150,7 @@ def _groups(weak, strong, probs, valid, key, label, ignore_id) -> _Group:
         label=None if label is None else both_views(jnp.where(label == ignore_id, -1, label.astype(jnp.int32))),
     )
     fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = jax.vmap(fold_in, in_axes=(0, None))(fold_in(key, jnp.arange(num_groups)), jnp.arange(2 * num_pixels))
+    keys = jax.vmap(fold_in, in_axes=(0, None))(keys, jnp.arange(2 * num_pixels))
     return _Group(jnp.concatenate(views, axis=1), jnp.concatenate(views[::-1], axis=1), pixels, keys)
 
 

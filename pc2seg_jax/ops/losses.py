@@ -1,4 +1,6 @@
-"""Per-pixel losses, and the one function that averages them."""
+"""Per-pixel losses, and the one way they are averaged."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,16 +50,32 @@ def cosine_consistency(weak_logits: jax.Array, strong_logits: jax.Array, *, temp
     return 1.0 - jnp.sum(weak * strong, axis=-1) * jax.lax.rsqrt(squares)
 
 
-def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over the elements where `mask` is set, sum(values[mask]) / max(1, count(mask)); 0 for an empty mask.
+class Average(NamedTuple):
+    """A mean as sum and count, [] float32 each, so that it can be taken over the parts of a batch: add both, divide."""
+
+    total: jax.Array
+    count: jax.Array
+
+    def value(self) -> jax.Array:
+        """total / max(1, count): [] float32, 0 where nothing was counted."""
+        return self.total / jnp.maximum(self.count, 1.0)
+
+
+def masked_average(values: jax.Array, mask: jax.Array) -> Average:
+    """Sum and count of the elements where `mask` is set.
 
     Args:
       values: [...] of any type; summed in float32. Masked values may be anything, even nan.
       mask: [...] bool or integers, non-zero = counted; same shape as `values`.
 
     Returns:
-      [] float32. Under a sharded batch it is the mean over all devices.
+      `Average`. Under a sharded batch it is that of all devices.
     """
     chosen = mask.astype(bool)
     total = jnp.sum(jnp.where(chosen, values.astype(jnp.float32), 0.0))
-    return total / jnp.maximum(jnp.sum(chosen, dtype=jnp.float32), 1.0)
+    return Average(total, jnp.sum(chosen, dtype=jnp.float32))
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the elements where `mask` is set, [] float32; arguments as `masked_average`, 0 for an empty mask."""
+    return masked_average(values, mask).value()
