@@ -22,7 +22,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.group_size = 4  # images that share batch-norm statistics and negatives (the paper's replica); 0: the global batch
     c.accumulate = 1  # parts that a batch is taken in, one after the other: less memory, the same result
     c.teacher_momentum = 0.0  # 0: the network itself sees the weak view; else its moving average does (VOC 1/16: 0.99)
-    c.init_from = ""  # backbone weights: a file written by pc2seg_jax.pretrain, "textures" (shipped), or "" for none
+    c.init_from = ""  # a run's folder, a file or a name of weights (README, Weights), or "" for random weights
 
     c.data = ml_collections.ConfigDict()
     c.data.dataset = "folder"  # shapes | folder

@@ -20,7 +20,7 @@ from pc2seg_jax.data import synthetic
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import Classifier, create_classifier
-from pc2seg_jax.models.pretrained import save_backbone
+from pc2seg_jax.weights import placement
 
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
 _BACKBONE = flags.DEFINE_enum("backbone", "resnet26_beta", sorted(BACKBONES), "The backbone to pretrain.")
@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
     params, stats, _ = carry
     form, texture = _accuracy(model, params, stats, images[:_HELD_OUT], labels[:_HELD_OUT])
     print(f"{_HELD_OUT} held-out images: {form:.1%} of {_FORMS} forms, {texture:.1%} of {_TEXTURES} textures right")
-    save_backbone(path, params, stats)
+    backbone = placement.flatten(*({"backbone": tree["backbone"]} for tree in (params, stats)))
+    placement.save(path, backbone, np.float16)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 

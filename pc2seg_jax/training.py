@@ -2,10 +2,9 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from pc2seg_jax import build, evaluation
@@ -15,7 +14,7 @@ from pc2seg_jax.config import validate
 from pc2seg_jax.data import pipeline
 from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.models.pretrained import load_backbone
+from pc2seg_jax.initialization import initialize, starting_state
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
 from pc2seg_jax.types import Batch, Labeled, TrainState
 from pc2seg_jax.writers import MetricWriter, Progress
@@ -75,23 +74,6 @@ def evaluation_batches(
     )
 
 
-def starting_state(
-    config: ml_collections.ConfigDict, init: Callable, checkpoints: Checkpoints, shardings: Shardings
-) -> TrainState:
-    """The state of the last checkpoint, or else that of step 0 with the backbone of `config.init_from`."""
-    state = init(config.seed)
-    latest = checkpoints.latest_step()
-    if latest is not None:
-        return checkpoints.restore(latest, state)
-    if config.init_from:
-        params, batch_stats = load_backbone(config.init_from, state.params, state.batch_stats)
-        params, batch_stats = jax.device_put((params, batch_stats), shardings.replicated)
-        # Copies, because the step donates every leaf of the state.
-        teacher = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if state.teacher else {}
-        state = state._replace(params=params, batch_stats=batch_stats, teacher=teacher)
-    return state
-
-
 def _check_devices(config: ml_collections.ConfigDict, shardings: Shardings) -> None:
     for key in ("batch_labeled", "batch_unlabeled"):
         if config[key] % shardings.mesh.size:
@@ -118,18 +100,18 @@ def train_and_evaluate(
         config, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
     )
     if config.init_from and not (workdir / "config.json").exists():  # a wrong file must not bind the folder to its name
-        load_backbone(config.init_from, *jax.eval_shape(functions.model.init, jax.random.key(0)))
+        initialize(config, dataset.class_names, *jax.eval_shape(functions.model.init, jax.random.key(0)))
     workdir_lib.claim(workdir, config, info)
 
     with Checkpoints(workdir, create=True) as checkpoints:
-        state = starting_state(config, functions.init, checkpoints, shardings)
+        state, origin = starting_state(config, dataset.class_names, functions.init, checkpoints, shardings)
         start = int(state.step)
         images = config.batch_labeled + (config.batch_unlabeled if config.objective != "supervised" else 0)
         progress = Progress(start, config.steps, images)
         writer = MetricWriter(workdir, start)
         for role, split in info.splits.items():
             progress.message(f"{role}: {split.count} images ({split.name}, sha256 {split.sha256[:8]})")
-        progress.message(f"steps {start} to {config.steps}, {workdir}")
+        progress.message(f"steps {start} to {config.steps}, {workdir}, from {origin}")
 
         def evaluate(state: TrainState) -> dict:
             confusion = evaluation.evaluate(

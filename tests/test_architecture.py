@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "pc2seg_jax"
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "fixture")
+COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "fixture", "convert")
 
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
 # import one another freely.
@@ -15,10 +15,11 @@ LAYERS = (
     ("__init__", "errors", "types", "resize"),
     ("config", "parallel"),
     ("ops", "models", "data"),
-    ("objective", "optim", "checkpoints", "writers", "workdir"),
+    ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
     ("step",),
     ("build",),
     ("evaluation", "restoring"),
+    ("initialization",),
     ("prediction", "training"),
     ("cli", "reporting", "report_chart"),
     ("report_page",),
@@ -30,6 +31,8 @@ LEAVES = {"__init__", "errors", "types", "resize"}
 # The only places that import a library; what is not listed is free.
 HOMES = {
     "tensorflow": {"data"},
+    "safetensors": {"weights"},
+    "pooch": {"weights"},
     "flax": {"models"},
     "orbax": {"checkpoints"},
     "tensorboardX": {"writers"},

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from absl import app, flags
 from PIL import Image
+from weight_files import torch_file, write_torch
 
 from pc2seg_jax import training
 from pc2seg_jax import workdir as workdir_lib
@@ -25,7 +26,7 @@ from pc2seg_jax.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPES, FOLDER = ROOT / "configs" / "shapes.py", ROOT / "configs" / "folder.py"
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes")
+COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "convert")
 
 
 @pytest.fixture
@@ -284,3 +285,24 @@ def test_help_reads_well_in_a_process_of_its_own():
     assert "--workdir: The run's folder" in text
     assert "%s" not in text
     assert not done.stderr
+
+
+def test_weights_are_converted_once_and_nothing_is_overwritten(command, tmp_path):
+    foreign, ours = torch_file("resnet50", width=64)
+    source, output = tmp_path / "resnet50.pth", tmp_path / "resnet50.npz"
+    write_torch(source, foreign)
+    arguments = [f"--weights={source}", "--backbone=resnet50", f"--output={output}"]
+    status, out, err = command("convert", *arguments)
+    assert status in (0, None), err
+    assert f"wrote {output}: backbone from {source}, {len(ours)} tensors" in out
+    with np.load(output) as stored:
+        assert {name: value.dtype for name, value in stored.items()} == dict.fromkeys(ours, np.float32)
+        for name, value in stored.items():
+            np.testing.assert_array_equal(value, ours[name])
+    assert_one_sentence(command("convert", *arguments), f"--output={output}", "does not exist yet")
+    other = tmp_path / "other.npz"
+    wrong = ["--weights=nowhere.pth", "--backbone=resnet50", f"--output={other}"]
+    assert_one_sentence(command("convert", *wrong), "--weights=nowhere.pth", "resnet50_imagenet1k_v1")
+    wrong = [f"--weights={output}", "--backbone=resnet101", f"--output={other}"]
+    assert_one_sentence(command("convert", *wrong), str(output), "block3/unit10")
+    assert not other.exists()

@@ -13,6 +13,7 @@ from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.data.shapes import load_shapes
 from pc2seg_jax.data.synthetic import CLASS_NAMES
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.initialization import starting_state
 from pc2seg_jax.parallel import make_shardings
 
 STEPS, EVERY = 6, 2
@@ -182,6 +183,37 @@ def test_wrong_settings_leave_no_folder_behind(tmp_path, tiny_config):
         with pytest.raises(UserError, match=words):
             training.train_and_evaluate(tiny_config(**changes), tmp_path / "run", shardings)
         assert not list(tmp_path.iterdir()), changes
+
+
+def test_a_run_starts_from_a_former_run(tmp_path, tiny_run, tiny_config, make_parts):
+    """Of the same classes: everything but the projections. Of other classes: logits of its own, too."""
+    config = tiny_config(init_from=str(tiny_run.workdir))
+    init = make_parts(config).init
+    former = restoring.restore(tiny_run.workdir, "latest")
+    names = former.info.class_names
+    for classes, kept in ((names, True), ((*names[:-1], "other"), False)):
+        with Checkpoints(tmp_path / "empty", create=True) as checkpoints:
+            state, text = starting_state(config, classes, init, checkpoints, make_parts(config).shardings)
+        fresh = init(config.seed)
+        assert text == f"backbone, head{' and logits' if kept else ''} from {tiny_run.workdir} (step 6)".replace(
+            "backbone, head from", "backbone and head from"
+        )
+        for part in ("backbone", "head"):
+            expected = dict(former.params[part])
+            if part == "head" and not kept:
+                expected["logits"] = fresh.params["head"]["logits"]
+            jax.tree.map(np.testing.assert_array_equal, state.params[part], expected)
+            jax.tree.map(np.testing.assert_array_equal, state.batch_stats[part], former.batch_stats[part])
+        jax.tree.map(np.testing.assert_array_equal, state.params["projection"], fresh.params["projection"])
+        jax.tree.map(np.testing.assert_array_equal, state.teacher["params"], state.params)
+        assert int(state.step) == 0
+
+
+def test_a_former_run_with_another_network_is_refused(tmp_path, tiny_run, tiny_config):
+    config = tiny_config(init_from=str(tiny_run.workdir), model__head_width=16)
+    with pytest.raises(UserError, match=r"config.init_from=.*\(step 6\) does not fit this network.*head"):
+        training.train_and_evaluate(config, tmp_path / "run", make_shardings(1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_evaluation_size_that_is_too_small_is_refused_before_training(tmp_path, tiny_config):

@@ -46,3 +46,33 @@ def tensorflow_name(path: str, backbone: str) -> str:
         scopes = ["logits", "semantic"]
     name = _TENSORFLOW_LEAVES[f"{kind}/{leaf}"]
     return "/".join([*scopes, "depthwise_weights" if name == "weights" and "_depthwise" in scopes[-1] else name])
+
+
+_TORCH_LEAVES = {
+    "conv/kernel": "weight",
+    "bn/scale": "weight",
+    "bn/bias": "bias",
+    "bn/mean": "running_mean",
+    "bn/var": "running_var",
+}
+
+
+def torch_name(path: str) -> str:
+    """Name of a backbone tensor in the state dict of torchvision's ResNets.
+
+    Convolution kernels are OIHW there, HWIO here. block1/unit1/conv2 is layer1.0.conv2, shortcut is downsample.
+
+    Args:
+      path: of a tensor in `params` or `batch_stats` of a torch-style backbone, beginning with `backbone`.
+    """
+    _, *scopes, kind, leaf = path.split("/")
+    layer = scopes.pop()
+    prefix = "".join(
+        f"layer{name.removeprefix('block')}." if name.startswith("block") else f"{int(name.removeprefix('unit')) - 1}."
+        for name in scopes
+    )
+    if layer == "shortcut":
+        module = "downsample.0" if kind == "conv" else "downsample.1"
+    else:
+        module = layer if kind == "conv" else layer.replace("conv", "bn")
+    return f"{prefix}{module}.{_TORCH_LEAVES[f'{kind}/{leaf}']}"
