@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from pc2seg_jax import optim
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import CONTRAST_LAYERS, Model, create_model
 from pc2seg_jax.objective import OBJECTIVES
@@ -95,6 +96,17 @@ def build_objective(config: ml_collections.ConfigDict, ignore_id: int) -> Callab
         ignore_id=ignore_id,
         **config.loss.to_dict(),
     )
+
+
+def check_devices(config: ml_collections.ConfigDict, shardings: Shardings) -> None:
+    """Checks that the batches can be split over the devices.
+
+    Raises:
+      UserError: naming the key that cannot.
+    """
+    for key in ("batch_labeled", "batch_unlabeled"):
+        if config[key] % shardings.mesh.size:
+            raise UserError(f"config.{key} is {config[key]}, expected a multiple of the {shardings.mesh.size} devices")
 
 
 def batch_shapes(config: ml_collections.ConfigDict) -> Batch:

@@ -1,5 +1,6 @@
 """The device mesh and the two shardings of data-parallel training."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,12 +17,12 @@ class Shardings(NamedTuple):
     data: NamedSharding
 
 
-def make_shardings(num_devices: int | None = None) -> Shardings:
-    """A 1-D mesh over the first `num_devices` devices (all by default).
+def make_shardings(num_devices: int | None = None, devices: Sequence[jax.Device] | None = None) -> Shardings:
+    """A 1-D mesh over the first `num_devices` (by default all) of `devices` (by default those at hand).
 
     The axis type is Auto: batch-wide reductions such as a confusion matrix are then partitioned by the compiler.
     """
-    devices = jax.devices()[:num_devices]
+    devices = (jax.devices() if devices is None else devices)[:num_devices]
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Shardings(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
 

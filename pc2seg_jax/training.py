@@ -74,12 +74,6 @@ def evaluation_batches(
     )
 
 
-def _check_devices(config: ml_collections.ConfigDict, shardings: Shardings) -> None:
-    for key in ("batch_labeled", "batch_unlabeled"):
-        if config[key] % shardings.mesh.size:
-            raise UserError(f"config.{key} is {config[key]}, expected a multiple of the {shardings.mesh.size} devices")
-
-
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str | pathlib.Path, shardings: Shardings | None = None
 ) -> dict:
@@ -93,7 +87,7 @@ def train_and_evaluate(
     workdir = pathlib.Path(workdir)
     validate(config, build.CHOICES)
     shardings = shardings or make_shardings()
-    _check_devices(config, shardings)
+    build.check_devices(config, shardings)
     dataset = build.build_dataset(config)
     info = describe_dataset(config, dataset)
     functions = build.build_functions(

@@ -7,18 +7,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "pc2seg_jax"
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "fixture", "convert")
+COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "fixture", "convert", "compile_tpu")
 
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
 # import one another freely.
 LAYERS = (
-    ("__init__", "errors", "types", "resize"),
+    ("__init__", "errors", "types", "resize", "chips", "flops"),
     ("config", "parallel"),
     ("ops", "models", "data"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
     ("step",),
     ("build",),
-    ("evaluation", "restoring"),
+    ("evaluation", "restoring", "compile_report"),
     ("initialization",),
     ("prediction", "training"),
     ("cli", "reporting", "report_chart"),

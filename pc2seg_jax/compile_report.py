@@ -1,0 +1,143 @@
+"""What the compiler says of a training step: memory, operations and communication, before anything is run."""
+
+import collections
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from pc2seg_jax import build
+from pc2seg_jax.chips import CHIPS
+from pc2seg_jax.flops import count_flops
+from pc2seg_jax.parallel import Shardings
+from pc2seg_jax.types import Batch, TrainState
+
+_COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|ragged-all-to-all"
+# %name = shape kind(operands...) of one instruction; asynchronous ones are counted where they start.
+_INSTRUCTION = re.compile(rf"= (?P<shape>\(.*?\)|\S+) (?P<kind>{_COLLECTIVES})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
+_BITS = re.compile(r"[0-9]+")
+
+
+class Collective(NamedTuple):
+    """All collective operations of one kind on one type of number. bytes: that one device contributes, in total."""
+
+    kind: str
+    dtype: str
+    operations: int
+    bytes: int
+
+
+class Report(NamedTuple):
+    """One compiled step.
+
+    devices, device_kind: what it is for. images: per step, labelled and unlabelled. parameters: numbers to train.
+    flops: of the step on all devices, from the jaxpr; compiled_flops: the compiler's own count, or None where it does
+      not count. compile_seconds: of the compiler alone.
+    memory: bytes per device, {"arguments", "temporary", "outputs", "code"}; outputs without those that take the place
+      of arguments.
+    """
+
+    devices: int
+    device_kind: str
+    images: int
+    parameters: int
+    flops: float
+    compiled_flops: float | None
+    memory: dict[str, int]
+    collectives: list[Collective]
+    compile_seconds: float
+
+
+def abstract_inputs(
+    config: ml_collections.ConfigDict, functions: build.Functions, shardings: Shardings
+) -> tuple[TrainState, Batch]:
+    """State and batch of the training step as shapes with shardings."""
+    trees = jax.eval_shape(functions.init, 0), build.batch_shapes(config)
+    return tuple(
+        jax.tree.map(lambda x, sharding=sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+        for tree, sharding in zip(trees, (shardings.replicated, shardings.data), strict=True)
+    )
+
+
+def compile_step(
+    config: ml_collections.ConfigDict, *, num_classes: int, shardings: Shardings
+) -> tuple[jax.stages.Compiled, Report]:
+    """Compiles the training step of a run for the devices of a mesh, which need not be at hand."""
+    functions = build.build_functions(config, num_classes=num_classes, ignore_id=255, shardings=shardings)
+    state, batch = abstract_inputs(config, functions, shardings)
+    device = shardings.mesh.devices.flat[0]
+    traced = functions.train_step.trace(state, batch)
+    lowered = traced.lower(lowering_platforms=(device.platform,))
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    flops = (compiled.cost_analysis() or {}).get("flops")
+    streams = (batch.labeled.image, *(() if batch.unlabeled is None else (batch.unlabeled.weak,)))
+    return compiled, Report(
+        devices=shardings.mesh.size,
+        device_kind=device.device_kind,
+        images=sum(len(images) for images in streams),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        flops=count_flops(traced.jaxpr.jaxpr),
+        compiled_flops=flops and flops * shardings.mesh.size,
+        memory={
+            "arguments": memory.argument_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes,
+            "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+        },
+        collectives=find_collectives(compiled.as_text()),
+        compile_seconds=seconds,
+    )
+
+
+def find_collectives(text: str) -> list[Collective]:
+    """The collective operations of a compiled program, the largest kinds first. text: `compiled.as_text()`."""
+    operations, sizes = collections.Counter(), collections.Counter()
+    for instruction in _INSTRUCTION.finditer(text):
+        arrays = [(dtype, _bytes(dtype, dims)) for dtype, dims in _ARRAY.findall(instruction["shape"])]
+        if instruction["start"] and instruction["kind"] != "all-reduce":  # a pair of operands and results
+            arrays = arrays[: len(arrays) // 2]
+        for dtype in {dtype for dtype, _ in arrays}:
+            operations[instruction["kind"], dtype] += 1
+        for dtype, size in arrays:
+            sizes[instruction["kind"], dtype] += size
+    return [Collective(*key, operations[key], size) for key, size in sizes.most_common()]
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    count = 1
+    for size in filter(None, dims.split(",")):
+        count *= int(size)
+    bits = _BITS.search(dtype)
+    return count * (int(bits[0]) if bits else 8) // 8
+
+
+def table(report: Report) -> str:
+    """The report for people."""
+    chip = CHIPS.get(report.device_kind)
+    total = sum(report.memory.values())
+    share = f", {total / chip.memory:.0%} of its {chip.memory / 1e9:.0f} GB" if chip else ""
+    lines = [
+        f"devices          {report.devices} x {report.device_kind}",
+        f"parameters       {report.parameters:,}",
+        f"images per step  {report.images} ({report.images / report.devices:g} per device)",
+        f"FLOPs            {report.flops:.4g} per step, {report.flops / report.images:.4g} per image",
+    ]
+    if report.compiled_flops:
+        ratio = report.compiled_flops / report.flops
+        lines.append(f"  compiler       {report.compiled_flops:.4g}, {ratio:.2f} times that; a loop's body counts once")
+    if chip:
+        lines.append(f"  at full speed  {report.flops / report.devices / chip.flops * 1e3:.1f} ms per step")
+    lines.append(f"bytes per device {total / 1e9:.2f} GB{share}")
+    lines += [f"  {name:<15}{size / 1e9:.3f} GB" for name, size in report.memory.items()]
+    lines.append("collectives      " + ("per device and step" if report.collectives else "none"))
+    lines += [
+        f"  {c.kind:<15}{c.dtype:<5}{c.bytes / 1e6:>10.3f} MB in {c.operations} operations" for c in report.collectives
+    ]
+    lines.append(f"compile time     {report.compile_seconds:.0f} s")
+    return "\n".join(lines)
