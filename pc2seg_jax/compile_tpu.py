@@ -31,8 +31,17 @@ def _devices(topology: str) -> list:
     """The devices of a topology, or those at hand."""
     if not topology:
         return jax.devices()
-    # libtpu otherwise asks a metadata server, which exists on TPU machines only, and waits for its answer.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # libtpu otherwise asks a metadata server, which exists on TPU machines only, complains about what it did not find,
+    # and serves one process at a time.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")  # never start the TPU runtime of the library
     from jax.experimental import topologies
 

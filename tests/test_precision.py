@@ -1,0 +1,73 @@
+"""bfloat16 activations, and nothing else in bfloat16: what the numbers say and what the traced program says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pc2seg_jax import build, compile_report, parallel
+from pc2seg_jax.models import deterministic
+from pc2seg_jax.models.functional import create_model
+
+
+@pytest.mark.parametrize("backbone", ["resnet50_beta", "xception65"])
+def test_features_in_bfloat16_point_where_those_in_float32_do(backbone):
+    """Cosine of every image's features on the deterministic network above 0.999."""
+    settings = {"output_stride": 16, "multi_grid": (1, 1, 1), "size": 65, "num_classes": 21, "train": False}
+    exact = deterministic.run(backbone, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deterministic, "create_model", lambda **kwargs: create_model(dtype=jnp.bfloat16, **kwargs))
+        rough = deterministic.run(backbone, **settings)
+    for name in ("conv5", "low_level", "logits"):
+        for a, b in zip(exact[name].astype(np.float64), rough[name].astype(np.float64), strict=True):
+            assert np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.999, name
+        assert not np.array_equal(exact[name], rough[name])
+
+
+def equations(jaxpr):
+    """Every equation, whatever it is inside of."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(item, "jaxpr", item)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_config):
+    config = tiny_config(model__dtype="bfloat16", model__backbone="resnet26_beta", loss__consistency_weight=1.0)
+    shardings = parallel.make_shardings(1)
+    functions = build.build_functions(config, num_classes=7, ignore_id=255, shardings=shardings)
+    state, batch = compile_report.abstract_inputs(config, functions, shardings)
+    return functions.train_step.trace(state, batch), state
+
+
+def test_no_number_has_64_bits(traced):
+    for equation in equations(traced[0].jaxpr.jaxpr):
+        for variable in equation.outvars:
+            assert str(variable.aval.dtype) not in ("float64", "int64", "uint64", "complex128"), equation
+
+
+def test_the_state_stays_in_float32(traced):
+    after, metrics = traced[0].out_info
+    for leaf in jax.tree.leaves((after.params, after.batch_stats, after.opt_state, after.teacher, metrics)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+def test_convolutions_run_in_bfloat16_but_for_logits_and_projections(traced):
+    """Operands and result have one type, so that nothing is cast up on the way; gradients included."""
+    trace, state = traced
+    exceptions = {
+        state.params["head"]["logits"]["conv"]["kernel"].shape,
+        state.params["projection"]["conv5"]["weak"]["conv"]["kernel"].shape,
+    }
+    count = {"bfloat16": 0, "float32": 0}
+    for equation in equations(trace.jaxpr.jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            variables = (*equation.invars, *equation.outvars)
+            (dtype,) = {str(variable.aval.dtype) for variable in variables}
+            count[dtype] += 1
+            assert dtype == "bfloat16" or exceptions & {variable.aval.shape for variable in variables}, equation
+    assert count["bfloat16"] > 10 * count["float32"] > 0
