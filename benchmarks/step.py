@@ -1,11 +1,12 @@
 """Speed and memory of the training step on ready-made batches: no data is read, TensorFlow is not imported.
 
-  python benchmarks/step.py                                                 # the small network, for a CPU
-  python benchmarks/step.py --paper [--batch=64 --set=model.remat=true]     # ResNet-50 at 513 x 513 in bfloat16
+  python benchmarks/step.py --config=configs/shapes.py:study      # the small network, for a CPU
+  python benchmarks/step.py --config=configs/folder.py [--config.batch_labeled=16 --config.batch_unlabeled=16]
+                                                                  # ResNet-50 at 513 x 513 in bfloat16
 
 For supervised training, consistency alone and the whole method: images per second (labelled and unlabelled ones),
 milliseconds per step (median), achieved FLOP/s (products and convolutions of the step) and their share of the device's
-peak, and memory. The last line is the command's own settings, so that a figure can be taken again.
+peak where that is known, and memory: the device's peak so far, or what the compiler allocates where it does not tell.
 """
 
 import pathlib
@@ -16,19 +17,22 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
+import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags
+from ml_collections import config_flags
 
-from pc2seg_jax import build, compile_report
+from pc2seg_jax import build, cli, compile_report
 from pc2seg_jax.chips import CHIPS
-from pc2seg_jax.config import default_config, small_network, validate
+from pc2seg_jax.config import validate
 from pc2seg_jax.parallel import make_shardings, shard_batch
+from pc2seg_jax.types import Batch
 
-_PAPER = flags.DEFINE_boolean("paper", False, "The paper's network and crop instead of the small ones.")
-_BATCH = flags.DEFINE_integer("batch", 0, "Labelled and as many unlabelled images per step; 0: 8, or 64 with --paper.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; keys are set with --config.key=value.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed steps, after two that warm up.", lower_bound=1)
-_SET = flags.DEFINE_multi_string("set", [], "A key of the configuration, e.g. --set=model.backbone=resnet101_beta.")
+flags.mark_flag_as_required("config")
 
+CLASSES = 21
 ARMS = {
     "supervised": {"objective": "supervised"},
     "consistency": {"loss.contrast_weight": 0.0},
@@ -36,69 +40,48 @@ ARMS = {
 }
 
 
-def make_config(changes: dict):
-    config = default_config()
-    config.data.root = "not read"
-    if not _PAPER.value:
-        small_network(config)
-        config.augment.crop_size = (97, 97)
-    config.batch_labeled = config.batch_unlabeled = _BATCH.value or (64 if _PAPER.value else 8)
-    given = dict(entry.split("=", 1) for entry in _SET.value)
-    flat = {key: type(_leaf(config, key))(value) for key, value in given.items()}
-    config.update_from_flattened_dict(flat | changes)
-    validate(config, build.CHOICES)
-    return config
-
-
-def _leaf(config, key: str):
-    for name in key.split("."):
-        config = config[name]
-    return config
-
-
-def random_batch(shapes, seed: int = 0):
-    """Noise in the shapes and types of a batch; labels and masks are small integers."""
+def random_batch(shapes: Batch, seed: int = 0) -> Batch:
+    """Noise in the shapes and types of a batch: pixels, class ids, validity."""
     rng = np.random.default_rng(seed)
-
-    def fill(shape):
-        high = {"float32": 256, "int32": 21, "uint8": 2}[shape.dtype.name]
-        return rng.integers(0, high, shape.shape).astype(shape.dtype)
-
-    return jax.tree.map(fill, shapes)
+    highest = {"float32": 256, "int32": CLASSES, "uint8": 2}
+    return jax.tree.map(lambda x: rng.integers(0, highest[x.dtype.name], x.shape).astype(x.dtype), shapes)
 
 
-def measure(config) -> str:
+def measure(config: ml_collections.ConfigDict) -> str:
+    """One line of the table."""
     shardings = make_shardings()
     build.check_devices(config, shardings)
-    compiled, report = compile_report.compile_step(config, num_classes=21, shardings=shardings)
-    functions = build.build_functions(config, num_classes=21, ignore_id=255, shardings=shardings)
+    compiled, report = compile_report.compile_step(config, num_classes=CLASSES, shardings=shardings)
+    functions = build.build_functions(config, num_classes=CLASSES, ignore_id=255, shardings=shardings)
     state = functions.init(config.seed)
     batch = shard_batch(random_batch(build.batch_shapes(config)), shardings.data)
     seconds = []
-    for step in range(_STEPS.value + 2):
+    for _ in range(_STEPS.value + 2):
         start = time.perf_counter()
         state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
-        if step >= 2:
-            seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[2:])
     rate = report.flops / median / report.devices
     chip = CHIPS.get(report.device_kind)
-    peak = f"{rate / chip.flops:6.1%}" if chip else "     -"
+    peak = f"{rate / chip.flops:.1%}" if chip else "-"
     used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or sum(report.memory.values())
     return (
-        f"{report.images / median:9.1f}  {median * 1e3:8.1f}  {rate / 1e12:10.3f}  {peak}  {used / 1e9:9.2f}  "
-        f"{report.compile_seconds:7.0f}"
+        f"{report.images / median:9.1f} {median * 1e3:9.1f} {rate / 1e12:12.3f} {peak:>7} {used / 1e9:10.2f} "
+        f"{report.compile_seconds:10.0f}"
     )
 
 
 def main(argv: list[str]) -> None:
+    del argv
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {_STEPS.value} steps")
     print("arm          images/s   ms/step  TFLOP/s/dev    peak  memory GB  compile s")
     for name, changes in ARMS.items():
-        print(f"{name:<11} {measure(make_config(changes))}", flush=True)
-    print("python", *argv, *sys.argv[1:])
+        config = _CONFIG.value.copy_and_resolve_references()
+        config.update_from_flattened_dict({"data.root": "not read"} | changes)
+        validate(config, build.CHOICES)
+        print(f"{name:<11} {measure(config)}", flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)
