@@ -41,7 +41,8 @@ def test_a_checkpoint_may_be_named_in_every_way(tmp_path):
     write_tensorflow(folder / "model.ckpt", foreign)
     with tarfile.open(tmp_path / "zoo.tar.gz", "w:gz") as archive:
         archive.add(folder, arcname="resnet_v1_50")
-    files = ["zoo", "zoo.tar.gz", *(f"zoo/resnet_v1_50/{path.name}" for path in folder.iterdir())]
+    (folder / "._model.ckpt.index").write_bytes(b"of a Mac")
+    files = ["zoo", "zoo.tar.gz", *(f"zoo/resnet_v1_50/{path.name}" for path in folder.glob("model*"))]
     assert len(files) == 4
     for name in files:
         assert_filled(read_back(tmp_path / name, "resnet50_beta")[0], ours)

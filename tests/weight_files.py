@@ -199,7 +199,7 @@ def training_leftovers(foreign, scope):
     slots = ("Momentum", "RMSProp", "RMSProp_1", "ExponentialMovingAverage")
     extra = {f"{name}/{slot}": value for name, value in list(foreign.items())[:5] for slot in slots}
     classifier = {f"{scope}/logits/weights": np.zeros((1, 1, 8, 1001), np.float32)}
-    return extra | classifier | {"global_step": np.int64(30_000)}
+    return extra | classifier | {"global_step": np.int64(30_000), f"{scope}/mean_rgb": np.ones(3, np.float32)}
 
 
 def read_back(init_from, backbone):

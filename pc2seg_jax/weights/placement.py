@@ -83,7 +83,8 @@ def _to_ours(tensors: Tensors, backbone: str, shapes: dict[str, tuple], source: 
         name
         for name in values
         if name.startswith((f"{scope}/logits/", "logits/", "_CHECKPOINTABLE"))
-        or name.endswith((*_SLOTS, "global_step", "save_counter"))
+        or name.endswith((*_SLOTS, "/mean_rgb"))
+        or values[name].ndim == 0  # steps, rates and the like
     ]
     paths = _paths(shapes, "backbone")
     if "concat_projection/weights" in values:  # a whole segmentation network

@@ -88,7 +88,9 @@ def read_tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     from pc2seg_jax.data.quiet_tensorflow import tf
 
-    found = sorted(path.rglob("*.index")) if path.is_dir() else [_index_of(path)]
+    # Archives packed on a Mac hold a file ._NAME beside every NAME.
+    inside = (index for index in sorted(path.rglob("*.index")) if not index.name.startswith("._"))
+    found = list(inside) if path.is_dir() else [_index_of(path)]
     if len(found) != 1:
         names = ", ".join(str(index.with_suffix("")) for index in found)
         raise ValueError(
