@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import IGNORE, NUM_CLASSES
 
-from pc2seg_jax import step
+from pc2seg_jax import build, step
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.objective import Result
 from pc2seg_jax.ops.losses import Average
@@ -98,6 +99,24 @@ def test_a_batch_in_parts_gives_the_result_of_the_whole(config, batches, make_pa
 @pytest.mark.parametrize("devices", [2, 8])  # two groups a device; half a group a device
 def test_any_number_of_devices_gives_the_result_of_one_device(config, batches, make_parts, one_device, devices):
     assert_same(run(make_parts(config, devices), batches), one_device)
+
+
+def test_counting_the_parts_needs_no_network(config):
+    """The compiler removes it, because what the losses are divided by depends on the data alone."""
+    model, objective = build.build_model(config, NUM_CLASSES), build.build_objective(config, IGNORE)
+
+    def count(params, batch_stats, batch):
+        inputs = batch, step.image_keys(jax.random.key(0), batch)
+
+        def of_part(part):
+            part = step.take_part(inputs, part, parts=2, group_size=config.group_size)
+            return objective(model, params, batch_stats, *part, teacher={}).counts()
+
+        return step.accumulate(of_part, 2)
+
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    text = jax.jit(count).lower(*state, build.batch_shapes(config)).compile().as_text()
+    assert not re.search(r" (convolution|dot)\(", text)
 
 
 def test_the_step_is_compiled_once(config, make_parts, one_device):
