@@ -35,19 +35,26 @@ def equations(jaxpr):
                     yield from equations(inner)
 
 
-@pytest.fixture(scope="module")
-def traced(tiny_config):
-    config = tiny_config(model__dtype="bfloat16", model__backbone="resnet26_beta", loss__consistency_weight=1.0)
+def trace(tiny_config):
+    """The traced training step and its state."""
+    config = tiny_config(model__dtype="bfloat16")
     shardings = parallel.make_shardings(1)
     functions = build.build_functions(config, num_classes=7, ignore_id=255, shardings=shardings)
     state, batch = compile_report.abstract_inputs(config, functions, shardings)
     return functions.train_step.trace(state, batch), state
 
 
-def test_no_number_has_64_bits(traced):
-    for equation in equations(traced[0].jaxpr.jaxpr):
-        for variable in equation.outvars:
-            assert str(variable.aval.dtype) not in ("float64", "int64", "uint64", "complex128"), equation
+@pytest.fixture(scope="module")
+def traced(tiny_config):
+    return trace(tiny_config)
+
+
+def test_no_float_has_64_bits_even_where_jax_allows_them(tiny_config):
+    """By default JAX turns every float64 into float32, and nothing could be seen."""
+    with jax.enable_x64(True):
+        wide, _ = trace(tiny_config)
+    for equation in equations(wide.jaxpr.jaxpr):
+        assert "float64" not in {str(variable.aval.dtype) for variable in equation.outvars}, equation
 
 
 def test_the_state_stays_in_float32(traced):
@@ -58,13 +65,13 @@ def test_the_state_stays_in_float32(traced):
 
 def test_convolutions_run_in_bfloat16_but_for_logits_and_projections(traced):
     """Operands and result have one type, so that nothing is cast up on the way; gradients included."""
-    trace, state = traced
+    step, state = traced
     exceptions = {
         state.params["head"]["logits"]["conv"]["kernel"].shape,
         state.params["projection"]["conv5"]["weak"]["conv"]["kernel"].shape,
     }
     count = {"bfloat16": 0, "float32": 0}
-    for equation in equations(trace.jaxpr.jaxpr):
+    for equation in equations(step.jaxpr.jaxpr):
         if equation.primitive.name == "conv_general_dilated":
             variables = (*equation.invars, *equation.outvars)
             (dtype,) = {str(variable.aval.dtype) for variable in variables}

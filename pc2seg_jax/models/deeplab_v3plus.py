@@ -120,7 +120,7 @@ class Head(nnx.Module):
         if train and self.dropout_rate > 0:
             if keys is None:
                 raise ValueError("apply(train=True) needs keys for dropout; pass keys or set dropout_rate to 0.")
-            keep = 1.0 - self.dropout_rate
+            keep = np.float32(1.0 - self.dropout_rate)
             # One key per image: what an image drops does not depend on the batch it is in.
             mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, encoder.shape[1:]))(keys)
             dropped = jnp.where(mask, encoder / keep, 0).astype(encoder.dtype)
