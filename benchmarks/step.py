@@ -13,6 +13,7 @@ import pathlib
 import statistics
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -26,7 +27,7 @@ from pc2seg_jax import build, cli, compile_report
 from pc2seg_jax.chips import CHIPS
 from pc2seg_jax.config import validate
 from pc2seg_jax.parallel import make_shardings, shard_batch
-from pc2seg_jax.types import Batch
+from pc2seg_jax.types import Crops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; keys are set with --config.key=value.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed steps, after two that warm up.", lower_bound=1)
@@ -40,11 +41,25 @@ ARMS = {
 }
 
 
-def random_batch(shapes: Batch, seed: int = 0) -> Batch:
-    """Noise in the shapes and types of a batch: pixels, class ids, validity."""
+def random_batch(shapes: Crops, seed: int = 0) -> Crops:
+    """Noise in the shapes and types of a batch: no padding, the paper's Cutout, one order of the colours."""
     rng = np.random.default_rng(seed)
-    highest = {"float32": 256, "int32": CLASSES, "uint8": 2}
-    return jax.tree.map(lambda x: rng.integers(0, highest[x.dtype.name], x.shape).astype(x.dtype), shapes)
+    height, width = shapes.labeled.image.shape[1:3]
+    values = {
+        "window": lambda shape: np.tile([0, 0, height, width], (shape[0], 1)),
+        "cutout": lambda shape: np.tile([0, 0, min(100, height), min(100, width)], (shape[0], 1)),
+        "order": lambda shape: np.tile(np.arange(shape[1]), (shape[0], 1)),
+        "amounts": lambda shape: rng.uniform(0.5, 1.5, shape),
+        "contrast_mean": lambda shape: np.full(shape, 0.5),
+        "label": lambda shape: rng.integers(0, CLASSES, shape),
+        "image": lambda shape: rng.integers(0, 256, shape),
+    }
+
+    def fill(stream: Any) -> Any:
+        arrays = {name: x and values[name](x.shape).astype(x.dtype) for name, x in stream._asdict().items()}
+        return type(stream)(**arrays)
+
+    return Crops(*(stream and fill(stream) for stream in shapes))
 
 
 def measure(config: ml_collections.ConfigDict) -> str:

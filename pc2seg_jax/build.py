@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from pc2seg_jax.objective import OBJECTIVES
 from pc2seg_jax.ops.sampling import STRATEGIES
 from pc2seg_jax.parallel import Shardings
 from pc2seg_jax.step import make_eval_step, make_init, make_train_step
-from pc2seg_jax.types import Batch, Labeled, Unlabeled
+from pc2seg_jax.types import COLOR_OPERATIONS, Crops, LabeledCrops, UnlabeledCrops
 
 if TYPE_CHECKING:  # TensorFlow stays out of runs on ready-made batches
     from pc2seg_jax.data.augment import AugmentParams
@@ -69,11 +69,11 @@ def mean_pixel(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
     return BACKBONES[config.model.backbone].mean
 
 
-def build_augmentation(config: ml_collections.ConfigDict, ignore_id: int) -> "AugmentParams":
+def build_augmentation(config: ml_collections.ConfigDict) -> "AugmentParams":
     """The settings of the input pipeline."""
     from pc2seg_jax.data.augment import AugmentParams
 
-    return AugmentParams(**config.augment.to_dict(), ignore_id=ignore_id, mean_pixel=mean_pixel(config))
+    return AugmentParams(**config.augment.to_dict())
 
 
 def group_size(config: ml_collections.ConfigDict) -> int:
@@ -109,20 +109,29 @@ def check_devices(config: ml_collections.ConfigDict, shardings: Shardings) -> No
             raise UserError(f"config.{key} is {config[key]}, expected a multiple of the {shardings.mesh.size} devices")
 
 
-def batch_shapes(config: ml_collections.ConfigDict) -> Batch:
+def batch_shapes(config: ml_collections.ConfigDict) -> Crops:
     """Shapes and types of one global batch, as `jax.ShapeDtypeStruct`s."""
-    height, width = config.augment.crop_size
 
-    def pixels(count: int, dtype: Any, *channels: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, height, width, *channels), dtype)
+    def shapes(kind: type, count: int, **dtypes: tuple) -> LabeledCrops | UnlabeledCrops:
+        return kind(**{name: jax.ShapeDtypeStruct((count, *shape), dtype) for name, (shape, dtype) in dtypes.items()})
 
-    b, u = config.batch_labeled, config.batch_unlabeled
-    labeled = Labeled(pixels(b, jnp.float32, 3), pixels(b, jnp.int32))
+    size, window, colors = tuple(config.augment.crop_size), ((4,), jnp.int32), (len(COLOR_OPERATIONS),)
+    image, label = ((*size, 3), jnp.uint8), (size, jnp.uint8)
+    labeled = shapes(LabeledCrops, config.batch_labeled, image=image, label=label, window=window)
     if config.objective == "supervised":
-        return Batch(labeled)
-    view = pixels(u, jnp.float32, 3)
-    label = pixels(u, jnp.int32) if config.data.unlabeled_masks else None
-    return Batch(labeled, Unlabeled(view, view, pixels(u, jnp.uint8), label))
+        return Crops(labeled)
+    unlabeled = shapes(
+        UnlabeledCrops,
+        config.batch_unlabeled,
+        image=image,
+        window=window,
+        cutout=window,
+        order=(colors, jnp.int32),
+        amounts=(colors, jnp.float32),
+        contrast_mean=((3,), jnp.float32),
+        **({"label": label} if config.data.unlabeled_masks else {}),
+    )
+    return Crops(labeled, unlabeled)
 
 
 class Functions(NamedTuple):
@@ -152,11 +161,19 @@ def build_functions(
         teacher_momentum=config.teacher_momentum,
         parts=config.accumulate,
         group_size=group_size(config),
+        mean_pixel=mean_pixel(config),
+        ignore_id=ignore_id,
         shardings=shardings,
     )
     return Functions(
         model,
         make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings),
         train_step,
-        make_eval_step(model, num_classes=num_classes, ignore_id=ignore_id, shardings=shardings),
+        make_eval_step(
+            model,
+            num_classes=num_classes,
+            mean_pixel=mean_pixel(config),
+            ignore_id=ignore_id,
+            shardings=shardings,
+        ),
     )

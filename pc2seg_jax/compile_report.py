@@ -12,7 +12,7 @@ from pc2seg_jax import build
 from pc2seg_jax.chips import CHIPS
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.parallel import Shardings
-from pc2seg_jax.types import Batch, TrainState
+from pc2seg_jax.types import Crops, TrainState
 
 _COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|ragged-all-to-all"
 # %name = shape kind(operands...) of one instruction; asynchronous ones are counted where they start.
@@ -53,7 +53,7 @@ class Report(NamedTuple):
 
 def abstract_inputs(
     config: ml_collections.ConfigDict, functions: build.Functions, shardings: Shardings
-) -> tuple[TrainState, Batch]:
+) -> tuple[TrainState, Crops]:
     """State and batch of the training step as shapes with shardings."""
     trees = jax.eval_shape(functions.init, 0), build.batch_shapes(config)
     return tuple(
@@ -87,7 +87,7 @@ def compile_step(
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     flops = (compiled.cost_analysis() or {}).get("flops")
-    streams = (batch.labeled.image, *(() if batch.unlabeled is None else (batch.unlabeled.weak,)))
+    streams = (batch.labeled.image, *(() if batch.unlabeled is None else (batch.unlabeled.image,)))
     return compiled, Report(
         devices=shardings.mesh.size,
         device_kind=device.device_kind,

@@ -24,7 +24,11 @@ def main(argv: list[str]) -> None:
     dataset = build.build_dataset(run.config)
     workdir.claim(folder, run.config, training.describe_dataset(run.config, dataset))  # the same data as in training
     eval_step = make_eval_step(
-        run.model, num_classes=len(run.info.class_names), ignore_id=run.info.ignore_id, shardings=run.shardings
+        run.model,
+        num_classes=len(run.info.class_names),
+        mean_pixel=build.mean_pixel(run.config),
+        ignore_id=run.info.ignore_id,
+        shardings=run.shardings,
     )
     batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value, run.shardings)
     confusion = evaluation.evaluate(eval_step, run.params, run.batch_stats, batches, run.shardings)

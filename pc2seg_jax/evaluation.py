@@ -8,12 +8,12 @@ import numpy as np
 
 from pc2seg_jax.ops import metrics
 from pc2seg_jax.parallel import Shardings, shard_batch
-from pc2seg_jax.types import Labeled, Tree
+from pc2seg_jax.types import LabeledCrops, Tree
 from pc2seg_jax.workdir import DatasetInfo
 
 
 def evaluate(
-    eval_step: Callable, params: Tree, batch_stats: Tree, batches: Iterable[Labeled], shardings: Shardings
+    eval_step: Callable, params: Tree, batch_stats: Tree, batches: Iterable[LabeledCrops], shardings: Shardings
 ) -> np.ndarray:
     """Sums the confusion matrices of all batches: [C, C] int64, rows are the truth, columns the prediction.
 

@@ -10,9 +10,10 @@ import optax
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.objective import Result
 from pc2seg_jax.ops.metrics import confusion_matrix
+from pc2seg_jax.ops.views import labeled_views, make_views
 from pc2seg_jax.parallel import Shardings
 from pc2seg_jax.resize import resize_bilinear
-from pc2seg_jax.types import Array, Batch, Labeled, TrainState, Tree
+from pc2seg_jax.types import Array, Batch, Crops, LabeledCrops, TrainState, Tree
 
 
 def make_init(
@@ -41,14 +42,14 @@ def take_part(tree: Tree, part: Array, *, parts: int, group_size: int) -> Tree:
     return jax.tree.map(take, tree)
 
 
-def image_keys(key: Array, batch: Batch) -> Batch:
+def image_keys(key: Array, crops: Crops) -> Batch:
     """One random key per image of a batch, in the places of the images: fold_in(fold_in(key, stream), row)."""
 
-    def stream(number: int, images: Array) -> Array:
-        return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, number), row))(jnp.arange(len(images)))
+    def stream(number: int, images: Tree) -> Array:
+        rows = jnp.arange(len(jax.tree.leaves(images)[0]))
+        return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, number), row))(rows)
 
-    unlabeled = None if batch.unlabeled is None else stream(1, batch.unlabeled.weak)
-    return Batch(stream(0, batch.labeled.image), unlabeled)
+    return Batch(stream(0, crops.labeled), None if crops.unlabeled is None else stream(1, crops.unlabeled))
 
 
 def accumulate(function: Callable, parts: int) -> Tree:
@@ -58,23 +59,23 @@ def accumulate(function: Callable, parts: int) -> Tree:
 
 
 def make_gradient(objective: Callable, *, parts: int, group_size: int) -> Callable:
-    """`gradient(params, batch, keys) -> (gradients, loss, terms, moments)` of a whole batch.
+    """`gradient(params, crops, keys) -> (gradients, loss, terms, moments)` of a whole batch.
 
     With several parts the activations of one part are alive at a time. Nothing else changes: groups are normalised and
     draw their negatives on their own, dropout belongs to the image, and the loss divides by the counts of the whole
     batch, so the result is that of one part up to the order of summation.
 
     Args:
-      objective: `(params, batch, keys) -> objective.Result`.
+      objective: `(params, crops, keys) -> objective.Result`.
       parts: number of parts, which divides the number of groups of both streams.
       group_size: images per group.
 
     Returns of `gradient`: gradients as params; loss; terms {name: Average}; moments with G = 1, the groups' mean.
     """
 
-    def of_part(params: Tree, batch: Batch, keys: Batch, counts: dict | None) -> tuple:
+    def of_part(params: Tree, crops: Crops, keys: Batch, counts: dict | None) -> tuple:
         def loss_fn(params: Tree) -> tuple[Array, tuple]:
-            result = objective(params, batch, keys)
+            result = objective(params, crops, keys)
             loss = result.loss(counts or result.counts())
             moments = jax.tree.map(lambda x: jnp.mean(x, axis=0, keepdims=True) / parts, result.moments)
             return loss, (loss, result.terms, moments)
@@ -82,12 +83,12 @@ def make_gradient(objective: Callable, *, parts: int, group_size: int) -> Callab
         gradients, (loss, terms, moments) = jax.grad(loss_fn, has_aux=True)(params)
         return gradients, loss, terms, moments
 
-    def gradient(params: Tree, batch: Batch, keys: Batch) -> tuple[Tree, Array, dict, tuple]:
+    def gradient(params: Tree, crops: Crops, keys: Batch) -> tuple[Tree, Array, dict, tuple]:
         if parts == 1:
-            return of_part(params, batch, keys, None)
+            return of_part(params, crops, keys, None)
 
-        def inputs(part: Array) -> tuple[Batch, Batch]:
-            return take_part((batch, keys), part, parts=parts, group_size=group_size)
+        def inputs(part: Array) -> tuple[Crops, Batch]:
+            return take_part((crops, keys), part, parts=parts, group_size=group_size)
 
         # Counts depend on the data alone, so that the compiler removes the network from this loop.
         counts = accumulate(lambda part: objective(params, *inputs(part)).counts(), parts)
@@ -106,25 +107,28 @@ def make_train_step(
     teacher_momentum: float,
     parts: int,
     group_size: int,
+    mean_pixel: tuple[float, float, float],
+    ignore_id: int,
     shardings: Shardings,
 ) -> Callable:
-    """`train_step(state, batch) -> (state, metrics)`, jitted over the mesh with the state donated.
+    """`train_step(state, crops) -> (state, metrics)`, jitted over the mesh with the state donated.
 
     A pure function: its randomness is fold_in(seed, step). Metrics are float32 scalars of the global batch.
 
     Args:
       objective: `(model, params, batch_stats, batch, keys, teacher=...) -> objective.Result`.
       teacher_momentum: m of teacher <- m * teacher + (1 - m) * (params, batch_stats), where the state has a teacher.
-      parts, group_size: see `make_gradient`.
+      parts, group_size: see `make_gradient`. mean_pixel, ignore_id: see `make_views`.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        def evaluate(params: Tree, batch: Batch, keys: Batch) -> Result:
+    def train_step(state: TrainState, crops: Crops) -> tuple[TrainState, dict]:
+        def evaluate(params: Tree, crops: Crops, keys: Batch) -> Result:
+            batch = make_views(crops, mean_pixel=mean_pixel, ignore_id=ignore_id)
             return objective(model, params, state.batch_stats, batch, keys, teacher=state.teacher)
 
-        keys = image_keys(jax.random.fold_in(jax.random.key(seed), state.step), batch)
+        keys = image_keys(jax.random.fold_in(jax.random.key(seed), state.step), crops)
         gradient = make_gradient(evaluate, parts=parts, group_size=group_size)
-        gradients, loss, terms, moments = gradient(state.params, batch, keys)
+        gradients, loss, terms, moments = gradient(state.params, crops, keys)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {"loss": loss} | {name: average.value() for name, average in terms.items()}
         metrics["learning_rate"] = schedule(state.step)
@@ -149,10 +153,13 @@ def predict_probabilities(model: Model, params: Tree, batch_stats: Tree, images:
     return jax.nn.softmax(resize_bilinear(outputs.logits, images.shape[1:3]))
 
 
-def make_eval_step(model: Model, *, num_classes: int, ignore_id: int, shardings: Shardings) -> Callable:
-    """`eval_step(params, batch_stats, batch) -> [C, C]` confusion matrix of the batch (rows: truth), jitted."""
+def make_eval_step(
+    model: Model, *, num_classes: int, mean_pixel: tuple[float, float, float], ignore_id: int, shardings: Shardings
+) -> Callable:
+    """`eval_step(params, batch_stats, crops) -> [C, C]` confusion matrix of the batch (rows: truth), jitted."""
 
-    def eval_step(params: Tree, batch_stats: Tree, batch: Labeled) -> Array:
+    def eval_step(params: Tree, batch_stats: Tree, crops: LabeledCrops) -> Array:
+        batch = labeled_views(crops, mean_pixel=mean_pixel, ignore_id=ignore_id)
         probabilities = predict_probabilities(model, params, batch_stats, batch.image)
         return confusion_matrix(batch.label, probabilities.argmax(-1), num_classes=num_classes, ignore_id=ignore_id)
 

@@ -16,7 +16,7 @@ from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.initialization import initialize, starting_state
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
-from pc2seg_jax.types import Batch, Labeled, TrainState
+from pc2seg_jax.types import Crops, LabeledCrops, TrainState
 from pc2seg_jax.writers import MetricWriter, Progress
 
 
@@ -41,19 +41,19 @@ def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> wor
     return workdir_lib.DatasetInfo(dataset.class_names, dataset.palette.tolist(), dataset.ignore_id, eval_size, splits)
 
 
-def training_batches(config: ml_collections.ConfigDict, dataset: Dataset, start_step: int) -> Iterator[Batch]:
+def training_batches(config: ml_collections.ConfigDict, dataset: Dataset, start_step: int) -> Iterator[Crops]:
     """Global batches from `start_step` on (this host's rows of them), as numpy arrays."""
     settings = {
         "seed": config.seed,
         "start_step": start_step,
-        "augment": build.build_augmentation(config, dataset.ignore_id),
+        "augment": build.build_augmentation(config),
         "shard": (jax.process_index(), jax.process_count()),
     }
     labeled = pipeline.labeled_stream(dataset.labeled, batch_size=config.batch_labeled, **settings)
     if config.objective == "supervised":
-        yield from (Batch(batch) for batch in labeled)
+        yield from map(Crops, labeled)
     unlabeled = pipeline.unlabeled_stream(dataset.unlabeled, batch_size=config.batch_unlabeled, **settings)
-    yield from map(Batch, labeled, unlabeled)
+    yield from map(Crops, labeled, unlabeled)
 
 
 def evaluation_batches(
@@ -62,15 +62,13 @@ def evaluation_batches(
     info: workdir_lib.DatasetInfo,
     split: str,
     shardings: Shardings,
-) -> Iterator[Labeled]:
+) -> Iterator[LabeledCrops]:
     """The batches that every evaluation of a run sees, rounded up to a multiple of the devices at hand."""
     devices = shardings.mesh.size
     return pipeline.evaluation_batches(
         getattr(dataset, split),
         batch_size=-(-config.eval.batch_size // devices) * devices,
         pad_size=info.eval_size,
-        mean_pixel=build.mean_pixel(config),
-        ignore_id=dataset.ignore_id,
     )
 
 

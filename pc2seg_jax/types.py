@@ -13,8 +13,49 @@ Array = Any  # numpy.ndarray on the host, jax.Array inside a step
 Tree = Any  # plain nested dicts with arrays as leaves
 
 
+class LabeledCrops(NamedTuple):
+    """Labelled crops as they travel to the device.
+
+    image: [B, H, W, 3] uint8, RGB. label: [B, H, W] uint8, class id or the ignore id. window: [B, 4] int32, the
+    rectangle (top, left, bottom, right) of real pixels; outside is padding, whose stored values mean nothing.
+    """
+
+    image: Array
+    label: Array
+    window: Array
+
+
+class UnlabeledCrops(NamedTuple):
+    """Unlabelled crops as they travel to the device: the weak view, and the recipe of the strong one.
+
+    image, window: as in `LabeledCrops`, U images. cutout: [U, 4] int32, rectangle that the strong view lacks.
+    order: [U, 4] int32, the colour operations in their order: numbers of `COLOR_OPERATIONS`. amounts: [U, 4] float32,
+    shift of brightness, factors of contrast and saturation, turn of hue. contrast_mean: [U, 3] float32 in 0..1, the
+    colour around which contrast changes: the mean over the whole scaled image, of which the device sees a crop.
+    label: [U, H, W] uint8 where the run declares ground truth for measuring (the oracle of Tab. 5), else None.
+    """
+
+    image: Array
+    window: Array
+    cutout: Array
+    order: Array
+    amounts: Array
+    contrast_mean: Array
+    label: Array | None = None
+
+
+COLOR_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+
+
+class Crops(NamedTuple):
+    """One global training batch as it travels; `unlabeled` is None for supervised training."""
+
+    labeled: LabeledCrops
+    unlabeled: UnlabeledCrops | None = None
+
+
 class Labeled(NamedTuple):
-    """Weakly augmented labelled crops.
+    """What the objective sees of labelled crops.
 
     image: [B, H, W, 3] float32, RGB 0..255. label: [B, H, W] int32, class id or the ignore id.
     """
@@ -26,8 +67,8 @@ class Labeled(NamedTuple):
 class Unlabeled(NamedTuple):
     """Two aligned views of unlabelled crops: same scale, crop and flip, pixel for pixel.
 
-    weak, strong: [U, H, W, 3] float32, RGB 0..255. valid: [U, H, W] uint8, 0 on padding and under Cutout.
-    label: [U, H, W] int32 where the run declares ground truth for measuring (the oracle of Tab. 5), else None.
+    weak, strong: [U, H, W, 3] float32, RGB 0..255. valid: [U, H, W] bool, False on padding and under Cutout.
+    label: [U, H, W] int32, the ignore id where not valid, or None.
     """
 
     weak: Array
@@ -37,7 +78,7 @@ class Unlabeled(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One global training batch; `unlabeled` is None for supervised training."""
+    """What the objective sees of a batch, or of a part of it."""
 
     labeled: Labeled
     unlabeled: Unlabeled | None = None

@@ -64,8 +64,42 @@ def tiny_config():
     return _tiny_config
 
 
+def random_crops(config, *, seed=0, with_labels=False):
+    """A batch of noise with random labels, a tenth of them ignored, some padding, colours and a corner under Cutout."""
+    from pc2seg_jax.types import Crops, LabeledCrops, UnlabeledCrops
+
+    rng = np.random.default_rng(seed)
+    size, b, u = tuple(config.augment.crop_size), config.batch_labeled, config.batch_unlabeled
+
+    def image(count):
+        return rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+    def label(count):
+        ids = rng.integers(0, NUM_CLASSES, (count, *size), dtype=np.uint8)
+        return np.where(rng.uniform(size=ids.shape) < 0.1, IGNORE, ids).astype(np.uint8)
+
+    def window(count, top, left, bottom, right):
+        return np.tile(np.array([top, left, bottom, right], np.int32), (count, 1))
+
+    unlabeled = UnlabeledCrops(
+        image=image(u),
+        window=window(u, 0, 0, size[0] - 3, size[1]),
+        cutout=window(u, size[0] - 8, size[1] - 8, *size),
+        order=rng.permuted(np.tile(np.arange(4, dtype=np.int32), (u, 1)), axis=1),
+        amounts=rng.uniform((-0.2, 0.8, 0.8, -0.1), (0.2, 1.2, 1.2, 0.1), (u, 4)).astype(np.float32),
+        contrast_mean=np.full((u, 3), 0.5, np.float32),
+        label=label(u) if with_labels else None,
+    )
+    return Crops(LabeledCrops(image(b), label(b), window(b, 0, 2, *size)), unlabeled)
+
+
+@pytest.fixture(scope="session")
+def make_crops():
+    return random_crops
+
+
 def random_batch(config, *, seed=0, with_labels=False):
-    """A batch of noise with random labels, a tenth of them ignored, and a corner of every strong view not valid."""
+    """Views of noise with random labels, a tenth of them ignored, and a corner of every strong view not valid."""
     from pc2seg_jax.types import Batch, Labeled, Unlabeled
 
     rng = np.random.default_rng(seed)
@@ -79,8 +113,8 @@ def random_batch(config, *, seed=0, with_labels=False):
         return np.where(rng.uniform(size=ids.shape) < 0.1, IGNORE, ids).astype(np.int32)
 
     u = config.batch_unlabeled
-    valid = np.ones((u, *size), np.uint8)
-    valid[:, -8:, -8:] = 0
+    valid = np.ones((u, *size), bool)
+    valid[:, -8:, -8:] = False
     unlabeled = Unlabeled(image(u), image(u), valid, label(u) if with_labels else None)
     return Batch(Labeled(image(config.batch_labeled), label(config.batch_labeled)), unlabeled)
 

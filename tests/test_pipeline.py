@@ -7,9 +7,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from pc2seg_jax import build
 from pc2seg_jax.data.augment import AugmentParams
 from pc2seg_jax.data.pipeline import evaluation_batches, labeled_stream, unlabeled_stream
-from pc2seg_jax.data.sources import array_source, explain
+from pc2seg_jax.data.sources import array_source
 from pc2seg_jax.errors import UserError
 
 FULL = AugmentParams(crop_size=(33, 33), cutout_size=10)
@@ -39,7 +40,10 @@ def take(stream, steps):
 def assert_same(batches, others):
     for batch, other in zip(batches, others, strict=True):
         for a, b in zip(batch, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert a.dtype == b.dtype
+                np.testing.assert_array_equal(a, b)
 
 
 def indices(stream, steps):
@@ -47,13 +51,14 @@ def indices(stream, steps):
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-def test_shapes_and_types(kind):
+def test_shapes_and_types_are_those_that_a_run_compiles_for(kind, tiny_config):
     batch = take(STREAMS[kind](noise(5), batch_size=4, seed=0, start_step=0, augment=FULL), 1)[0]
-    shapes = {name: (x.shape, x.dtype) for name, x in batch._asdict().items()}
-    image, label = ((4, 33, 33, 3), np.float32), ((4, 33, 33), np.int32)
-    expected = {"labeled": {"image": image, "label": label}}
-    expected["unlabeled"] = {"weak": image, "strong": image, "valid": ((4, 33, 33), np.uint8), "label": label}
-    assert shapes == expected[kind]
+    config = tiny_config(batch_labeled=4, batch_unlabeled=4, data__unlabeled_masks=True)
+    expected = getattr(build.batch_shapes(config), kind)
+    assert type(batch) is type(expected)
+    assert {k: (x.shape, x.dtype) for k, x in batch._asdict().items()} == {
+        k: (x.shape, x.dtype) for k, x in expected._asdict().items()
+    }
 
 
 def test_unlabeled_batches_have_no_label_without_masks():
@@ -78,13 +83,29 @@ def test_parallel_calls_do_not_change_the_input(kind):
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-def test_hosts_read_the_rows_of_one_global_batch(kind):
-    arguments = {"batch_size": 6, "seed": 1, "start_step": 2, "augment": FULL}
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_read_the_rows_of_one_global_batch(kind, hosts):
+    """Over more than three epochs of 5 images, from a start in the middle of one."""
+    arguments = {"batch_size": 8, "seed": 1, "start_step": 2, "augment": FULL}
     whole = take(STREAMS[kind](noise(5), **arguments), 3)
-    parts = [take(STREAMS[kind](noise(5), shard=(host, 3), **arguments), 3) for host in range(3)]
-    for step, batch in enumerate(whole):
-        for field, x in enumerate(batch):
-            np.testing.assert_array_equal(x, np.concatenate([part[step][field] for part in parts]))
+    parts = [take(STREAMS[kind](noise(5), shard=(host, hosts), **arguments), 3) for host in range(hosts)]
+    joined = [type(whole[0])(*map(np.concatenate, zip(*batches, strict=True))) for batches in zip(*parts, strict=True)]
+    assert_same(whole, joined)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_start_after_a_million_steps_reads_nothing_before(kind):
+    """An image is read for its shape and one more for every place in the batch, at most twice with prefetching."""
+    reads = []
+    source = noise(50)
+    counting = source._replace(read_image=lambda index: (reads.append(index), source.read_image(index))[1])
+    arguments = {"batch_size": 4, "seed": 3, "augment": FULL, "prefetch": 1}
+    far = take(STREAMS[kind](counting, start_step=1_000_000, **arguments), 1)
+    assert len(reads) <= 1 + 3 * 4
+    k = 1_000_000 * 4 + np.arange(4)
+    expected = [np.random.default_rng((3, list(STREAMS).index(kind), i // 50)).permutation(50)[i % 50] for i in k]
+    assert set(expected) <= set(reads)
+    assert_same(far, take(STREAMS[kind](source, start_step=1_000_000, **arguments), 1))
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -114,32 +135,28 @@ def test_seed_and_stream_change_the_order_and_the_augmentation():
 
 def test_one_image_is_augmented_differently_in_every_epoch():
     batch = take(unlabeled_stream(noise(1), batch_size=8, seed=0, start_step=0, augment=FULL), 1)[0]
-    assert len({x.tobytes() for x in batch.strong}) == 8
+    assert len({x.tobytes() for x in batch.amounts}) == 8
+    assert len({x.tobytes() for x in batch.image}) > 5  # a small image has few crops
 
 
 @pytest.mark.parametrize(("count", "batch_size", "batches"), [(7, 3, 3), (6, 3, 2), (1, 4, 1)])
 def test_evaluation_sees_every_image_once_and_in_order(count, batch_size, batches):
     source = noise(count)
-    mean_pixel = (1.5, 2.5, 3.5)
-    out = list(
-        evaluation_batches(source, batch_size=batch_size, pad_size=(33, 49), mean_pixel=mean_pixel, ignore_id=255)
-    )
+    out = list(evaluation_batches(source, batch_size=batch_size, pad_size=(33, 49)))
     assert len(out) == batches
     assert all(batch.image.shape == (batch_size, 33, 49, 3) for batch in out)
-    images, labels = (np.concatenate(x) for x in zip(*out, strict=True))
-    assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+    images, labels, windows = (np.concatenate(x) for x in zip(*out, strict=True))
+    assert (images.dtype, labels.dtype, windows.dtype) == (np.uint8, np.uint8, np.int32)
     for index in range(count):
         np.testing.assert_array_equal(images[index, :30, :40], source.read_image(index))
         np.testing.assert_array_equal(labels[index, :30, :40], source.read_mask(index))
-    assert (labels[:count, :30, :40] != 255).all()
-    assert (labels != 255).sum() == count * 30 * 40
-    np.testing.assert_array_equal(images[count:], np.broadcast_to(np.float32(mean_pixel), images[count:].shape))
-    np.testing.assert_array_equal(images[:count, 30:], np.broadcast_to(np.float32(mean_pixel), (count, 3, 49, 3)))
+    np.testing.assert_array_equal(windows[:count], [[0, 0, 30, 40]] * count)
+    np.testing.assert_array_equal(windows[count:], np.zeros((len(windows) - count, 4)))
 
 
 def test_evaluation_names_the_image_that_is_too_large():
     with pytest.raises(UserError, match=r"image_0 is 30x40 .* 33x33.*raise the evaluation size"):
-        next(evaluation_batches(noise(2), batch_size=2, pad_size=(33, 33), mean_pixel=(0,) * 3, ignore_id=255))
+        next(evaluation_batches(noise(2), batch_size=2, pad_size=(33, 33)))
 
 
 def test_streams_refuse_what_cannot_work():
@@ -149,7 +166,7 @@ def test_streams_refuse_what_cannot_work():
     with pytest.raises(UserError, match="labelled images have no masks"):
         labeled_stream(noise(2, masks=False), batch_size=4, **arguments)
     with pytest.raises(UserError, match="have no masks"):
-        evaluation_batches(noise(2, masks=False), batch_size=4, pad_size=(33, 49), mean_pixel=(0,) * 3, ignore_id=255)
+        evaluation_batches(noise(2, masks=False), batch_size=4, pad_size=(33, 49))
 
 
 def test_array_source_refuses_wrong_arrays():
@@ -160,11 +177,6 @@ def test_array_source_refuses_wrong_arrays():
         array_source(images, None, ["a"])
     with pytest.raises(ValueError, match="masks must be"):
         array_source(images, np.zeros((2, 4, 5), np.uint8), ["a", "b"])
-
-
-def test_explain_knows_only_its_own_errors():
-    assert explain(RuntimeError("out of memory")) is None
-    assert str(explain(RuntimeError("op failed: UserError: Cannot read x.jpg.\nTraceback ..."))) == "Cannot read x.jpg."
 
 
 def test_the_package_does_not_import_tensorflow():

@@ -24,7 +24,7 @@ def images(tmp_path_factory):
     rng = np.random.default_rng(0)
     source = load_shapes(num_labeled=1, num_unlabeled=1, num_val=1).val
     for name, size in SIZES.items():
-        pixels = source.read_image(0).numpy() if name == "square" else rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        pixels = source.read_image(0) if name == "square" else rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         image = Image.fromarray(pixels)
         if name == "small":
             image = image.convert("L")

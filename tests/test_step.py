@@ -17,8 +17,9 @@ from pc2seg_jax import build, step
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.objective import Result
 from pc2seg_jax.ops.losses import Average
+from pc2seg_jax.ops.views import make_views
 from pc2seg_jax.parallel import make_shardings, shard_batch
-from pc2seg_jax.types import Batch, Labeled
+from pc2seg_jax.types import Crops, LabeledCrops
 
 STEPS = 3
 
@@ -34,8 +35,8 @@ def config(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def batches(config, make_batch):
-    return [make_batch(config, seed=i) for i in range(STEPS)]
+def batches(config, make_crops):
+    return [make_crops(config, seed=i) for i in range(STEPS)]
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +106,13 @@ def test_counting_the_parts_needs_no_network(config):
     """The compiler removes it, because what the losses are divided by depends on the data alone."""
     model, objective = build.build_model(config, NUM_CLASSES), build.build_objective(config, IGNORE)
 
-    def count(params, batch_stats, batch):
-        inputs = batch, step.image_keys(jax.random.key(0), batch)
+    def count(params, batch_stats, crops):
+        inputs = crops, step.image_keys(jax.random.key(0), crops)
 
         def of_part(part):
-            part = step.take_part(inputs, part, parts=2, group_size=config.group_size)
-            return objective(model, params, batch_stats, *part, teacher={}).counts()
+            crops, keys = step.take_part(inputs, part, parts=2, group_size=config.group_size)
+            batch = make_views(crops, mean_pixel=build.mean_pixel(config), ignore_id=IGNORE)
+            return objective(model, params, batch_stats, batch, keys, teacher={}).counts()
 
         return step.accumulate(of_part, 2)
 
@@ -162,13 +164,16 @@ def test_randomness_is_a_function_of_seed_and_step():
             teacher_momentum=0.0,
             parts=1,
             group_size=1,
+            mean_pixel=(0.0, 0.0, 0.0),
+            ignore_id=IGNORE,
             shardings=shardings,
         )
         params = {"w": jnp.ones(3)}
         state = step.TrainState(jnp.asarray(start, jnp.int32), params, {}, optimizer.init(params), {})
         values = []
+        crops = Crops(LabeledCrops(jnp.zeros((2, 1, 1, 3)), jnp.zeros((2, 1, 1)), jnp.zeros((2, 4))))
         for _ in range(4):
-            state, metrics = train_step(state, Batch(Labeled(jnp.zeros(2), jnp.zeros(2))))
+            state, metrics = train_step(state, crops)
             values += [float(metrics["drawn"]), float(metrics["other"])]
             assert float(metrics["learning_rate"]) == 0.5
         np.testing.assert_array_equal(state.params["w"], np.full(3, -1.0))
@@ -181,7 +186,7 @@ def test_randomness_is_a_function_of_seed_and_step():
     assert not set(draws(1)) & set(first)
 
 
-def test_the_teacher_is_the_moving_average_of_the_network(tiny_config, make_batch, make_parts):
+def test_the_teacher_is_the_moving_average_of_the_network(tiny_config, make_crops, make_parts):
     """Three steps against the recursion in float64."""
     config = tiny_config(teacher_momentum=0.75, group_size=4, optim__learning_rate=0.1)
     parts = make_parts(config)
@@ -190,7 +195,7 @@ def test_the_teacher_is_the_moving_average_of_the_network(tiny_config, make_batc
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.teacher), student)
     expected = jax.tree.map(np.float64, student)
     for i in range(STEPS):
-        state, _ = parts.train_step(state, shard_batch(make_batch(config, seed=i), parts.shardings.data))
+        state, _ = parts.train_step(state, shard_batch(make_crops(config, seed=i), parts.shardings.data))
         student = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, student)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), state.teacher, expected)
@@ -218,7 +223,7 @@ shardings = parallel.make_shardings(1)
 functions = build.build_functions(
     config, num_classes=conftest.NUM_CLASSES, ignore_id=conftest.IGNORE, shardings=shardings
 )
-batch = conftest.random_batch(config)
+batch = conftest.random_crops(config)
 state, metrics = functions.train_step(functions.init(0), parallel.shard_batch(batch, shardings.data))
 print("loss", float(metrics["loss"]))
 """

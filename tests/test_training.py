@@ -237,10 +237,10 @@ def test_masks_of_unlabelled_images_are_never_opened(tmp_path, tiny_config, trai
     shapes = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5)
     for source, readable in ((shapes.unlabeled, ()), (shapes.labeled, range(3)), (shapes.val, range(5))):
         for i, name in enumerate(source.ids):
-            Image.fromarray(source.read_image(i).numpy()).save(root / "images" / f"{name}.png")
+            Image.fromarray(source.read_image(i)).save(root / "images" / f"{name}.png")
             mask = root / "masks" / f"{name}.png"
             if i in readable:
-                Image.fromarray(source.read_mask(i).numpy().astype(np.uint8)).save(mask)
+                Image.fromarray(source.read_mask(i)).save(mask)
             else:
                 mask.write_bytes(b"not a mask")
     for file, source in (("labeled", shapes.labeled), ("train", shapes.unlabeled), ("val", shapes.val)):

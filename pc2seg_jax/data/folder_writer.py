@@ -36,11 +36,11 @@ def _write_images(source: Source, folder: Path) -> None:
     for index, stem in enumerate(source.ids):
         path = folder / f"{stem}.png"
         if not path.exists():  # labelled images are usually unlabelled ones too
-            Image.fromarray(source.read_image(index).numpy()).save(path)
+            Image.fromarray(source.read_image(index)).save(path)
 
 
 def _write_masks(source: Source, folder: Path, palette: np.ndarray) -> None:
     for index, stem in enumerate(source.ids):
-        mask = Image.fromarray(source.read_mask(index).numpy().astype(np.uint8))
+        mask = Image.fromarray(source.read_mask(index))
         mask.putpalette(palette.tobytes())
         mask.save(folder / f"{stem}.png")

@@ -1,22 +1,24 @@
 """Endless training batches and finite evaluation batches as numpy arrays.
 
 Training input is a pure function of (seed, step). Position k = step * batch_size + row of a stream reads, in epoch
-k // n, element k % n of that epoch's permutation, with an augmentation seed folded from k. So a restart at any step
-continues exactly, without reading what came before, and hosts read disjoint rows of one global batch.
+k // n, element k % n of that epoch's permutation, augmented by a key of (seed, stream, epoch, example). So a restart at
+any step continues exactly, without reading what came before, and hosts read disjoint rows of one global batch.
 """
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pc2seg_jax.data.augment import AugmentParams, augment_labeled, augment_unlabeled, pad_to
+from pc2seg_jax.data.augment import AugmentParams, augment_labeled, augment_unlabeled
 from pc2seg_jax.data.quiet_tensorflow import tf
-from pc2seg_jax.data.sources import Source, explain
+from pc2seg_jax.data.sources import Source
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.types import Labeled, Unlabeled
+from pc2seg_jax.types import LabeledCrops, UnlabeledCrops
 
-# Folded into the seed, so that the streams of one run are independent of each other.
-STREAMS = {Labeled: 1, Unlabeled: 2}
+# First numbers after the seed in every key, so that no two uses of randomness in a run share one.
+LABELED_ORDER, UNLABELED_ORDER, LABELED_AUGMENTATION, UNLABELED_AUGMENTATION = range(4)
 
 
 def labeled_stream(
@@ -27,36 +29,31 @@ def labeled_stream(
     start_step: int,
     augment: AugmentParams,
     shard: tuple[int, int] = (0, 1),
-    num_parallel_calls: int = 2,
+    num_parallel_calls: int | None = None,
     prefetch: int = 2,
-) -> Iterator[Labeled]:
+) -> Iterator[LabeledCrops]:
     """Endless weakly augmented labelled batches.
 
     Args:
       batch_size: B, images of the global batch, of all hosts together.
       seed, start_step: batch i of the iterator is the batch of step start_step + i.
       shard: (h, n): host h of n gets the rows [h B / n, (h + 1) B / n) of every global batch.
+      num_parallel_calls: images in work at a time, by default as many as there are cores. Does not change the batches.
+      prefetch: batches that are made ahead.
 
     Raises:
       UserError: B is not divisible by the hosts, the source has no masks, or (while iterating) a file is unreadable.
     """
     if source.read_mask is None:
         raise UserError("The labelled images have no masks: give every image of the labelled list a mask.")
+    at = functools.partial(_position, len(source.ids), seed, LABELED_ORDER)
 
-    def example(index, example_seed):
-        return augment_labeled(source.read_image(index), source.read_mask(index), example_seed, augment)
+    def example(k: int) -> LabeledCrops:
+        epoch, index = at(k)
+        key = seed, LABELED_AUGMENTATION, epoch, index
+        return augment_labeled(source.read_image(index), source.read_mask(index), key, augment)
 
-    return _stream(
-        source,
-        example,
-        Labeled,
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        shard=shard,
-        num_parallel_calls=num_parallel_calls,
-        prefetch=prefetch,
-    )
+    return _stream(example, source, batch_size, start_step, shard, num_parallel_calls, prefetch)
 
 
 def unlabeled_stream(
@@ -67,39 +64,29 @@ def unlabeled_stream(
     start_step: int,
     augment: AugmentParams,
     shard: tuple[int, int] = (0, 1),
-    num_parallel_calls: int = 2,
+    num_parallel_calls: int | None = None,
     prefetch: int = 2,
-) -> Iterator[Unlabeled]:
-    """Endless batches of aligned weak and strong views; `label` is None where the source has no masks.
+) -> Iterator[UnlabeledCrops]:
+    """Endless batches of weak views with the recipes of the strong ones; no `label` where the source has no masks.
 
     Arguments and errors are those of `labeled_stream`, with U in place of B.
     """
+    at = functools.partial(_position, len(source.ids), seed, UNLABELED_ORDER)
 
-    def example(index, example_seed):
+    def example(k: int) -> UnlabeledCrops:
+        epoch, index = at(k)
         mask = None if source.read_mask is None else source.read_mask(index)
-        *views, label = augment_unlabeled(source.read_image(index), mask, example_seed, augment)
-        return tuple(views) if label is None else (*views, label)
+        key = seed, UNLABELED_AUGMENTATION, epoch, index
+        return augment_unlabeled(source.read_image(index), mask, key, augment)
 
-    return _stream(
-        source,
-        example,
-        Unlabeled,
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        shard=shard,
-        num_parallel_calls=num_parallel_calls,
-        prefetch=prefetch,
-    )
+    return _stream(example, source, batch_size, start_step, shard, num_parallel_calls, prefetch)
 
 
-def evaluation_batches(
-    source: Source, *, batch_size: int, pad_size: tuple[int, int], mean_pixel, ignore_id: int
-) -> Iterator[Labeled]:
+def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, int]) -> Iterator[LabeledCrops]:
     """All images of a source once and in order, padded at the bottom and the right to [B, *pad_size].
 
-    The last batch is filled up with images of the mean pixel whose labels are all the ignore id, so every batch has one
-    shape and no image is dropped or counted twice.
+    The last batch is filled up with empty images, all padding, so every batch has one shape and no image is dropped or
+    counted twice.
 
     Raises:
       UserError: the source has no masks, an image is larger than `pad_size`, or (while iterating) a file is unreadable.
@@ -114,56 +101,86 @@ def evaluation_batches(
             f"Image {name} is {height}x{width} (height x width), larger than the evaluation size "
             f"{pad_size[0]}x{pad_size[1]}: raise the evaluation size, or shrink the images with max_side."
         )
-
-    def example(index):
-        return pad_to(source.read_image(index), source.read_mask(index), pad_size, mean_pixel, ignore_id)
-
     count = len(source.ids)
-    blank = np.empty((*pad_size, 3), np.float32), np.full(pad_size, ignore_id, np.int32)
-    blank[0][:] = mean_pixel
-    filler = tf.data.Dataset.from_tensors(blank).repeat(-count % batch_size)
-    dataset = tf.data.Dataset.range(count).map(example, num_parallel_calls=2).concatenate(filler)
-    return _as_numpy(dataset.batch(batch_size, drop_remainder=True).prefetch(1), Labeled)
+
+    def example(index: int) -> LabeledCrops:
+        image, label = np.zeros((*pad_size, 3), np.uint8), np.zeros(pad_size, np.uint8)
+        if index >= count:
+            return LabeledCrops(image, label, np.zeros(4, np.int32))
+        pixels = source.read_image(index)
+        height, width = pixels.shape[:2]
+        image[:height, :width], label[:height, :width] = pixels, source.read_mask(index)
+        return LabeledCrops(image, label, np.array([0, 0, height, width], np.int32))
+
+    positions = tf.data.Dataset.range(-(-count // batch_size) * batch_size)
+    return _batches(positions, example, batch_size, num_parallel_calls=None, prefetch=1)
 
 
-def _stream(source: Source, example, kind, *, batch_size, seed, start_step, shard, num_parallel_calls, prefetch):
-    """Iterates over `example(element index, example seed)` of one host, in the order of the global positions."""
+def _position(count: int, seed: int, use: int, k: int) -> tuple[int, int]:
+    """(epoch, example) of position k of a stream over `count` examples."""
+    epoch, place = divmod(k, count)
+    return epoch, int(_permutation(count, seed, use, epoch)[place])
+
+
+@functools.lru_cache(maxsize=8)  # two streams, each between two epochs
+def _permutation(count: int, seed: int, use: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, use, epoch)).permutation(count)
+
+
+def _stream(example: Callable, source: Source, batch_size, start_step, shard, num_parallel_calls, prefetch) -> Iterator:
+    """Iterates over the rows of one host, in the order of the global positions."""
     host, hosts = shard
-    count = len(source.ids)
-    if count == 0:
+    if not source.ids:
         raise UserError("The list of training images is empty: add at least one image.")
     if batch_size < 1 or batch_size % hosts:
         raise UserError(f"Batch size {batch_size} cannot be split over {hosts} hosts: use a positive multiple of them.")
     rows = batch_size // hosts
-    fold = tf.random.experimental.stateless_fold_in
-    stream_seed = fold(tf.constant([seed, 0], tf.int64), STREAMS[kind])
-    order_seed, augment_seed = fold(stream_seed, 0), fold(stream_seed, 1)
+    positions = tf.data.Dataset.counter(start_step * rows)
+
+    def at(element: int) -> tuple:
+        step, row = divmod(element, rows)
+        return example(step * batch_size + host * rows + row)
+
+    return _batches(positions, at, rows, num_parallel_calls, prefetch)
+
+
+def _batches(positions: tf.data.Dataset, example: Callable, batch_size, num_parallel_calls, prefetch) -> Iterator:
+    """Batches of `example(position)`, which returns a named tuple of arrays (None for what it lacks).
+
+    tf.data keeps the order and works ahead; the work is done in Python threads, by libraries that release the
+    interpreter's lock. An error inside is kept and raised as it was, because tf.data would turn it into one of its own.
+    """
+    failures = []
+
+    def run(position: np.int64) -> tuple[np.ndarray, ...]:
+        try:
+            return tuple(x for x in example(int(position)) if x is not None)
+        except UserError as error:
+            failures.append(error)
+            raise
+
+    first = example(int(next(positions.as_numpy_iterator())))
+    kept = [x for x in first if x is not None]
 
     @tf.autograph.experimental.do_not_convert  # no Python control flow over tensors, so skip the slow rewriting
-    def at(element):
-        k = element // rows * batch_size + host * rows + element % rows
-        index = tf.random.experimental.index_shuffle(k % count, fold(order_seed, k // count), count - 1)
-        return example(index, fold(augment_seed, k))
+    def load(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        arrays = tf.numpy_function(run, [position], [x.dtype for x in kept])
+        return tuple(tf.ensure_shape(tensor, x.shape) for tensor, x in zip(arrays, kept, strict=True))
 
-    dataset = tf.data.Dataset.counter(start_step * rows).map(at, num_parallel_calls=num_parallel_calls)
-    return _as_numpy(dataset.batch(rows, drop_remainder=True).prefetch(prefetch), kind)
-
-
-def _as_numpy(dataset: tf.data.Dataset, kind):
-    """Iterates over a dataset of tuples as `kind` of numpy arrays, turning read errors into UserError."""
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
     options.threading.max_intra_op_parallelism = 1  # parallel over examples; a crop is too small to split
-    batches = dataset.with_options(options).as_numpy_iterator()
+    dataset = positions.map(load, num_parallel_calls=num_parallel_calls or len(os.sched_getaffinity(0)))
+    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(options)
+    batches = dataset.as_numpy_iterator()
     while True:
         try:
-            batch = next(batches)
+            batch = iter(next(batches))
         except StopIteration:
             return
-        except tf.errors.OpError as error:
-            known = explain(error)
-            if known is None:
-                raise
-            raise known from None
-        yield kind(*batch)
+        except tf.errors.OpError:
+            if failures:
+                raise failures[0] from None
+            raise
+        yield type(first)(*(None if x is None else next(batch) for x in first))

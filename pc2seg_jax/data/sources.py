@@ -1,19 +1,19 @@
 """Random access to the images and masks of a dataset, and the one place that decodes files.
 
-Everything is decoded by Pillow: it keeps the indices of palette PNGs (TensorFlow turns them into colours), and the
-checks at load time and the reads during training then agree about which file is good. Pixels are taken in stored
-order; an EXIF orientation is not applied, because masks carry none.
+Everything is decoded by Pillow: it keeps the indices of palette PNGs, and never takes a truncated file for a whole one.
+Pixels are taken in stored order; an EXIF orientation is not applied, because masks carry none.
 """
 
-import re
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from pc2seg_jax.data.quiet_tensorflow import tf
+from pc2seg_jax.data.resampling import resize_image, round_to_bytes
 from pc2seg_jax.errors import UserError
 
 # What Pillow raises for files that are missing, truncated, mislabelled or absurdly large.
@@ -23,14 +23,14 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.Decompression
 class Source(NamedTuple):
     """Random access to n examples.
 
-    ids: n names. read_image: int64 scalar index -> uint8 [h, w, 3], RGB. read_mask: index -> int32 [h, w], class ids or
-    the ignore id; None for a source without masks. sizes: [n, 2] int, (height, width) as read. Both functions are
-    traced inside `tf.data`.
+    ids: n names. read_image: index -> uint8 [h, w, 3], RGB. read_mask: index -> uint8 [h, w], class ids or the ignore
+    id; None for a source without masks. sizes: [n, 2] int, (height, width) as read. Both functions may be called from
+    several threads at once.
     """
 
     ids: tuple[str, ...]
-    read_image: Callable[[tf.Tensor], tf.Tensor]
-    read_mask: Callable[[tf.Tensor], tf.Tensor] | None
+    read_image: Callable[[int], np.ndarray]
+    read_mask: Callable[[int], np.ndarray] | None
     sizes: np.ndarray
 
 
@@ -58,17 +58,10 @@ def array_source(images: np.ndarray, masks: np.ndarray | None, ids: Sequence[str
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(ids) != len(images):
         raise ValueError(f"images must be uint8 [{len(ids)}, h, w, 3], got {images.dtype} {images.shape}")
-    if masks is not None and masks.shape != images.shape[:3]:
-        raise ValueError(f"masks must be {images.shape[:3]}, got {masks.shape}")
-    with tf.device("CPU"):  # converted here once, so that the arrays are captured and not copied into the graph
-        image_table = tf.constant(images)
-        mask_table = None if masks is None else tf.constant(masks)
-
-    def read_mask(index):
-        return tf.cast(mask_table[index], tf.int32)
-
+    if masks is not None and (masks.shape != images.shape[:3] or masks.dtype != np.uint8):
+        raise ValueError(f"masks must be uint8 {images.shape[:3]}, got {masks.dtype} {masks.shape}")
     sizes = np.tile(np.array(images.shape[1:3]), (len(ids), 1))
-    return Source(tuple(ids), lambda index: image_table[index], None if masks is None else read_mask, sizes)
+    return Source(tuple(ids), images.__getitem__, None if masks is None else masks.__getitem__, sizes)
 
 
 def file_source(
@@ -90,44 +83,26 @@ def file_source(
         shrunk so that the longer side is at most this; never enlarged.
 
     Raises:
-      UserError: while reading, through `explain`, for a file that cannot be decoded or has changed its size.
+      UserError: while reading, for a file that cannot be decoded or has changed its size.
     """
     stored = np.asarray(sizes, np.int64).reshape(len(ids), 2)
     target = shrunk_sizes(stored, max_side)
-    shrinks = bool((stored != target).any())
-    target_table = tf.constant(target, tf.int32)
 
-    def reader(paths, decode, channels):
-        paths = [str(path) for path in paths]
-
-        def load(index):
-            array = decode(paths[index])
-            if array.shape[:2] != tuple(stored[index]):
-                raise UserError(f"{paths[index]} changed its size while it was in use: restart with the final files.")
-            return array
-
-        def read(index):
-            array = tf.numpy_function(load, [index], tf.uint8, stateful=False)
-            array.set_shape([None, None, *channels])
-            return array
-
-        return read
-
-    load_image = reader(image_paths, decode_image, (3,))
-    load_mask = None if mask_paths is None else reader(mask_paths, decode_mask, ())
+    def load(path, decode, index):
+        array = decode(path)
+        if array.shape[:2] != tuple(stored[index]):
+            raise UserError(f"{path} changed its size while it was in use: restart with the final files.")
+        return array
 
     def read_image(index):
-        image = load_image(index)
-        if not shrinks:
-            return image
-        resized = tf.image.resize(image, target_table[index], antialias=True)
-        return tf.saturate_cast(tf.round(resized), tf.uint8)
+        image, size = load(image_paths[index], decode_image, index), tuple(map(int, target[index]))
+        return image if image.shape[:2] == size else round_to_bytes(resize_image(image, size))
 
     def read_mask(index):
-        mask = load_mask(index)
-        if shrinks:
-            mask = tf.image.resize(mask[..., None], target_table[index], method="nearest")[..., 0]
-        return tf.cast(mask, tf.int32)
+        mask, (height, width) = load(mask_paths[index], decode_mask, index), map(int, target[index])
+        if mask.shape == (height, width):
+            return mask
+        return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
     return Source(tuple(ids), read_image, None if mask_paths is None else read_mask, target)
 
@@ -143,28 +118,40 @@ def shrunk_sizes(sizes: np.ndarray, max_side: int) -> np.ndarray:
 def decode_image(path: str | Path) -> np.ndarray:
     """Decodes a JPEG or PNG file fully to uint8 [h, w, 3]; UserError where that fails."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        return decode_image_bytes(Path(path).read_bytes())
     except DECODE_ERRORS as error:
         raise unreadable(path, error) from error
+
+
+def decode_image_bytes(encoded: bytes) -> np.ndarray:
+    """Decodes JPEG or PNG bytes fully to RGB uint8 [h, w, 3].
+
+    Raises:
+      one of DECODE_ERRORS.
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_mask(path: str | Path) -> np.ndarray:
     """Decodes the indices of an index or palette PNG to uint8 [h, w]; UserError where that fails."""
     try:
-        with Image.open(path) as mask:
-            return np.asarray(mask).astype(np.uint8)
+        return decode_mask_bytes(Path(path).read_bytes())
     except DECODE_ERRORS as error:
         raise unreadable(path, error) from error
+
+
+def decode_mask_bytes(encoded: bytes) -> np.ndarray:
+    """Decodes the indices of an index or palette PNG to uint8 [h, w].
+
+    Raises:
+      one of DECODE_ERRORS.
+    """
+    with Image.open(io.BytesIO(encoded)) as mask:
+        return np.asarray(mask).astype(np.uint8)
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
     """The error for a file that Pillow cannot read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"Cannot read {path} ({reason}): replace the file, or remove it from the lists.")
-
-
-def explain(error: Exception) -> UserError | None:
-    """Recovers the UserError that a read raised inside `tf.data`, which reports it as one of its own errors."""
-    found = re.search(r"UserError: ([^\n]+)", str(error))
-    return UserError(found.group(1)) if found else None
