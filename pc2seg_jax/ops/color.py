@@ -1,54 +1,51 @@
-"""Colour operations of the strong view, on images in 0..1 [..., 3]; amounts broadcast over the last axis.
+"""Colour operations of the strong view, on images in 0..1 [..., 3].
 
 Saturation and hue are those of HSV, without converting: with v = max and c = max - min over the channels, x = v - c t,
 where t in 0..1 depends on the hue alone.
 """
 
-import jax
 import jax.numpy as jnp
 
 from pc2seg_jax.types import COLOR_OPERATIONS, Array
 
-
-def adjust_brightness(x: Array, shift: Array) -> Array:
-    """clip(x + shift, 0, 1)."""
-    return jnp.clip(x + shift, 0, 1)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(len(COLOR_OPERATIONS))
 
 
-def adjust_contrast(x: Array, factor: Array, mean: Array) -> Array:
-    """clip((x - mean) factor + mean, 0, 1), with one mean per channel."""
-    return jnp.clip((x - mean) * factor + mean, 0, 1)
+def adjust_affine(x: Array, factor: Array, offset: Array) -> Array:
+    """clip(x factor + offset, 0, 1): brightness is the factor 1, contrast around m the offset m (1 - factor)."""
+    return jnp.clip(x * factor + offset, 0, 1)
 
 
-def adjust_saturation(x: Array, factor: Array) -> Array:
-    """S <- min(S factor, 1) in HSV: v - (v - x) min(factor, v / c)."""
-    v, c = _value_and_chroma(x)
-    return v - (v - x) * jnp.minimum(factor, v / jnp.where(c > 0, c, 1))
+def adjust_hsv(x: Array, saturation: Array, turn: Array) -> Array:
+    """S <- min(S saturation, 1) and H <- (H + turn) mod 1 in HSV, both of which leave the other alone.
 
-
-def adjust_hue(x: Array, turn: Array) -> Array:
-    """H <- (H + turn) mod 1 in HSV, turn in turns: x_n = v - c clip(min(k, 4 - k), 0, 1), k = (n + 6 H) mod 6."""
-    v, c = _value_and_chroma(x)
-    red, green, blue = (x[..., i : i + 1] for i in range(3))
-    divisor = jnp.where(c > 0, c, 1)
+    x_n = v - c' clip(min(k, 4 - k), 0, 1) with k = (n + 6 H) mod 6, n = 5, 3, 1, and c' = min(c saturation, v).
+    """
+    red, green, blue = x[..., 0], x[..., 1], x[..., 2]
+    v = jnp.maximum(jnp.maximum(red, green), blue)
+    c = v - jnp.minimum(jnp.minimum(red, green), blue)
+    inverse = 1 / jnp.where(c > 0, c, 1)
     sextant = jnp.where(
         v == red,
-        (green - blue) / divisor,
-        jnp.where(v == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+        (green - blue) * inverse,
+        jnp.where(v == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
     )
-    k = (jnp.array([5.0, 3.0, 1.0], x.dtype) + sextant + 6 * turn) % 6
-    return v - c * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    sextant = sextant + 6 * turn
+    chroma = jnp.minimum(c * saturation, v)
 
+    def channel(n: int) -> Array:
+        k = n + sextant
+        k = k - 6 * jnp.floor(k / 6)
+        return v - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
-def _value_and_chroma(x: Array) -> tuple[Array, Array]:
-    v = x.max(-1, keepdims=True)
-    return v, v - x.min(-1, keepdims=True)
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
 def jitter(image: Array, order: Array, amounts: Array, contrast_mean: Array) -> Array:
     """Changes brightness, contrast, saturation and hue of one image in the given order, each clipped to 0..1.
 
-    All four are computed at every place and one is taken: products without branches, which the compiler fuses.
+    At every place both kinds of operation are carried out, of which one is the identity: no branches, so that the
+    compiler fuses everything into one pass over the pixels.
 
     Args:
       image: [H, W, 3] float32, 0..1.
@@ -56,13 +53,11 @@ def jitter(image: Array, order: Array, amounts: Array, contrast_mean: Array) -> 
       amounts: [4] float32 in the order of `COLOR_OPERATIONS`: shift, factor, factor, turns.
       contrast_mean: [3] float32.
     """
-    shift, contrast, saturation, turn = amounts
     for place in range(len(COLOR_OPERATIONS)):
-        results = (
-            adjust_brightness(image, shift),
-            adjust_contrast(image, contrast, contrast_mean),
-            adjust_saturation(image, saturation),
-            adjust_hue(image, turn),
-        )
-        image = jax.lax.select_n(order[place], *results)
+        now = order[place]
+        factor = jnp.where(now == CONTRAST, amounts[CONTRAST], 1)
+        offset = jnp.where(now == BRIGHTNESS, amounts[BRIGHTNESS], contrast_mean * (1 - factor))
+        image = adjust_affine(image, factor, offset)
+        saturation = jnp.where(now == SATURATION, amounts[SATURATION], 1)
+        image = adjust_hsv(image, saturation, jnp.where(now == HUE, amounts[HUE], 0))
     return image
