@@ -14,7 +14,8 @@ Variants: `default` is the paper's ResNet-50 recipe, for an accelerator. `small`
 CPU, from the shipped backbone; shrink large images for it with --config.data.max_side=256.
 """
 
-from pc2seg_jax.config import default_config, small_network
+from pc2seg_jax.config import default_config
+from pc2seg_jax.recipes import small_network
 
 
 def get_config(variant: str = "default"):

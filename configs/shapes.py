@@ -6,7 +6,8 @@ Variants: `study` is the benchmark of the README, `demo` a shorter run of the sa
 command with --config.objective=supervised, and supervision with every mask --config.data.num_labeled=1000 on top.
 """
 
-from pc2seg_jax.config import default_config, small_network
+from pc2seg_jax.config import default_config
+from pc2seg_jax.recipes import small_network
 
 STEPS = {"study": 1200, "demo": 500}
 

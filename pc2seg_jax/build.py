@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # TensorFlow stays out of runs on ready-made batches
     from pc2seg_jax.data.augment import AugmentParams
     from pc2seg_jax.data.sources import Dataset
 
-DATASETS = ("shapes", "folder")
+DATASETS = ("shapes", "folder", "voc2012", "cityscapes", "coco")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 CHOICES = {
     "objective": tuple(OBJECTIVES),

@@ -25,11 +25,15 @@ def default_config() -> ml_collections.ConfigDict:
     c.init_from = ""  # a run's folder, a file or a name of weights (README, Weights), or "" for random weights
 
     c.data = ml_collections.ConfigDict()
-    c.data.dataset = "folder"  # shapes | folder
-    c.data.root = ""  # folder: where images/, masks/ and the lists are
-    c.data.labeled = "labeled.txt"  # folder: list of labelled stems; name inside root, or a path
-    c.data.unlabeled = "train.txt"  # folder: list of images to learn from without masks
-    c.data.val = "val.txt"  # folder: list of evaluation images, with masks
+    c.data.dataset = "folder"  # shapes | folder | voc2012 | cityscapes | coco
+    c.data.root = (
+        ""  # folder: where images/, masks/ and the lists are; others: the data_dir of `prepare`, "": its default
+    )
+    c.data.labeled = (
+        "labeled.txt"  # list of labelled images: a file (in root, or a path), a name (data/splits.py) or rule
+    )
+    c.data.unlabeled = "train.txt"  # list of images to learn from without masks
+    c.data.val = "val.txt"  # list of evaluation images, with masks
     c.data.ignore_id = 255  # mask id that counts nowhere
     c.data.max_side = 0  # folder: shrink so that the longer side is at most this; 0 keeps every size
     c.data.unlabeled_masks = False  # read masks of unlabelled images for measuring; needed by the oracle strategy
@@ -81,39 +85,11 @@ def default_config() -> ml_collections.ConfigDict:
     c.eval = ml_collections.ConfigDict()
     c.eval.batch_size = 8
     c.eval.size = (0, 0)  # images are padded, never resized, to this height and width; 0: fits the largest val image
+    c.eval.mean_without = ()  # names of classes: a second mean IoU leaves them out
     c.eval.every = 2_000  # steps between evaluations on val, each followed by a checkpoint
 
     c.log_every = 50
     return c
-
-
-def small_network(c: ml_collections.ConfigDict) -> None:
-    """Changes `c` to the network and the batches of a CPU: *Deviations* from the paper, the same for every objective.
-
-    A ResNet of 26 layers and a quarter of the channels, 8 + 8 images, float32, pyramid rates for small feature maps.
-    The running statistics forget in tens of steps instead of thousands, because runs are short. One group holds all 8
-    images: the pooled features of 4 images are four numbers per channel, too few to normalise by in a short run.
-    20 negatives of a group's 784 candidates (97 x 97) are the paper's share, 200 of 8712: 200 of 784 would empty the
-    candidates of other classes and go on with the anchor's own. At the start the contrastive loss moves the narrow
-    backbone far more strongly than cross-entropy does, so its weight is a tenth of the paper's. The weak view passes
-    through the moving average, as in the paper where labels are scarce (VOC 1/16).
-    """
-    c.model.backbone = "resnet26_beta"
-    c.model.width = 16
-    c.model.head_width = 64
-    c.model.low_level_width = 16
-    c.model.multi_grid = (1, 2)
-    c.model.aspp_rates = (1, 2, 3)
-    c.model.head_decay = 0.95
-    c.model.dtype = "float32"
-    c.init_from = "textures"
-    c.batch_labeled = 8
-    c.batch_unlabeled = 8
-    c.group_size = 8
-    c.teacher_momentum = 0.99
-    c.loss.num_negatives = 20
-    c.loss.contrast_weight = 0.03
-    c.optim.learning_rate = 0.05
 
 
 _POSITIVE = (

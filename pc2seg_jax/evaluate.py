@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     )
     batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value, run.shardings)
     confusion = evaluation.evaluate(eval_step, run.params, run.batch_stats, batches, run.shardings)
-    result = evaluation.summarize(confusion, run.info, step=run.step, split=_SPLIT.value)
+    result = evaluation.summarize(
+        confusion, run.info, step=run.step, split=_SPLIT.value, mean_without=run.config.eval.mean_without
+    )
     path = evaluation.write(folder, result)
     print(evaluation.table(result))
     print(f"wrote {path}")

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -30,11 +30,20 @@ def evaluate(
     return total + np.asarray(pending, np.int64)
 
 
-def summarize(confusion: np.ndarray, info: DatasetInfo, *, step: int, split: str) -> dict:
-    """The result as it is stored and shown; mIoU, IoU and accuracy in percent, None for classes without a pixel."""
+def summarize(
+    confusion: np.ndarray, info: DatasetInfo, *, step: int, split: str, mean_without: Sequence[str] = ()
+) -> dict:
+    """The result as it is stored and shown; mIoU, IoU and accuracy in percent, None for classes without a pixel.
+
+    Args:
+      mean_without: names of classes that a second mean, `miou_without`, leaves out.
+    """
     iou = metrics.iou_per_class(confusion)
+    left_out = [info.class_names.index(name) for name in mean_without]
+    second = {"classes": list(mean_without), "miou": 100 * metrics.mean_iou(confusion, left_out)}
     return {
-        "miou": 100 * float(metrics.mean_iou(confusion)),
+        "miou": 100 * metrics.mean_iou(confusion),
+        **({"miou_without": second} if mean_without else {}),
         "pixel_accuracy": 100 * float(metrics.pixel_accuracy(confusion)),
         "iou": {
             name: None if np.isnan(value) else 100 * float(value)
@@ -65,7 +74,10 @@ def write(workdir: pathlib.Path, result: dict) -> pathlib.Path:
 def table(result: dict) -> str:
     """The numbers of a result as aligned text."""
     rows = [(name, "absent" if value is None else f"{value:.2f}") for name, value in result["iou"].items()]
-    rows += [("mIoU", f"{result['miou']:.2f}"), ("pixel accuracy", f"{result['pixel_accuracy']:.2f}")]
+    rows.append(("mIoU", f"{result['miou']:.2f}"))
+    if second := result.get("miou_without"):
+        rows.append((f"mIoU without {', '.join(second['classes'])}", f"{second['miou']:.2f}"))
+    rows.append(("pixel accuracy", f"{result['pixel_accuracy']:.2f}"))
     width = max(len(name) for name, _ in rows)
     split = result["split"]
     head = (

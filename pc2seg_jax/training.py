@@ -24,8 +24,14 @@ def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> wor
     """What the run's folder keeps of a dataset. The evaluation size fits the largest validation image by default.
 
     Raises:
-      UserError: when `config.eval.size` is too small for the validation images.
+      UserError: when `config.eval.size` is too small for the validation images, or a class that does not exist is to
+        be left out of the mean.
     """
+    for name in config.eval.mean_without:
+        if name not in dataset.class_names:
+            raise UserError(
+                f"config.eval.mean_without names {name!r}, expected among the classes: {', '.join(dataset.class_names)}"
+            )
     needed = [16 * math.ceil((int(side) - 1) / 16) + 1 for side in dataset.val.sizes.max(0)]
     eval_size = tuple(int(given or need) for given, need in zip(config.eval.size, needed, strict=True))
     if any(size < side for size, side in zip(eval_size, dataset.val.sizes.max(0), strict=True)):
@@ -113,7 +119,9 @@ def train_and_evaluate(
                 evaluation_batches(config, dataset, info, "val", shardings),
                 shardings,
             )
-            result = evaluation.summarize(confusion, info, step=int(state.step), split="val")
+            result = evaluation.summarize(
+                confusion, info, step=int(state.step), split="val", mean_without=config.eval.mean_without
+            )
             evaluation.write(workdir, result)
             return result
 

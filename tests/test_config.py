@@ -1,6 +1,9 @@
 """Every sentence of `validate`, storing and comparing configurations, and that every file of configs/ trains."""
 
+import functools
 import importlib.util
+import inspect
+import itertools
 import json
 import pathlib
 
@@ -129,29 +132,85 @@ def test_a_stored_configuration_that_does_not_fit_is_refused(tmp_path):
         assert all(word in str(error.value) for word in [str(path), *words]), error.value
 
 
-def variants(path):
-    """The variants that a configuration file names after a colon in its own text, and its default."""
-    names = {
-        word.split(":")[1] for word in path.read_text().split() if word.startswith(f"--config=configs/{path.name}:")
-    }
-    return [None, *sorted(names)]
-
-
-@pytest.mark.parametrize(
-    ("path", "variant"), [(p, v) for p in CONFIGS for v in variants(p)], ids=lambda x: getattr(x, "stem", x)
-)
-def test_every_file_in_configs_is_valid_and_its_step_can_be_traced(path, variant):
+def load_file(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    c = module.get_config() if variant is None else module.get_config(variant)
-    assert config.flatten(c).keys() == config.flatten(config.default_config()).keys()
-    if c.data.dataset == "folder":
-        c.data.root = c.data.root or "somewhere"
-    config.validate(c, build.CHOICES)
+    return module
 
+
+def variants(path):
+    """Every combination of what a configuration file can be asked for, and its default."""
+    module = load_file(path)
+    if hasattr(module, "LISTS"):  # a dataset of the paper
+        signature = inspect.signature(module.get_config).parameters["variant"]
+        assert signature.default == ""
+        networks = ("r50", "r101") if path.stem == "cityscapes" else ("r50", "r101", "x65")
+        return ["", *(",".join(words) for words in itertools.product(networks, module.LISTS, module.RECIPES))]
+    text = path.read_text()
+    names = {word.split(":")[1] for word in text.split() if word.startswith(f"--config=configs/{path.name}:")}
+    return [None, *sorted(names)]
+
+
+@functools.cache
+def trace(relevant):
+    """Traces one step of a configuration; equal ones once."""
+    c = config.default_config()
+    with c.ignore_type():
+        c.update(
+            json.loads(
+                relevant, object_hook=lambda x: {k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}
+            )
+        )
     functions = build.build_functions(c, num_classes=5, ignore_id=255, shardings=parallel.make_shardings(1))
     state = jax.eval_shape(functions.init, 0)
     after, metrics = jax.eval_shape(functions.train_step, state, build.batch_shapes(c))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    return set(metrics)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_variant_of_every_file_in_configs_is_valid_and_its_step_can_be_traced(path):
+    module, seen = load_file(path), set()
+    for variant in variants(path):
+        c = module.get_config() if variant is None else module.get_config(variant)
+        assert config.flatten(c).keys() == config.flatten(config.default_config()).keys()
+        if c.data.dataset == "folder":
+            c.data.root = c.data.root or "somewhere"
+        config.validate(c, build.CHOICES)
+        seen.add(json.dumps(c.to_dict(), sort_keys=True))
+        # What is traced does not depend on these.
+        c.update_from_flattened_dict({"steps": 1, "init_from": "", "data.labeled": "", "optim.weight_decay": 0.0})
+        c.update_from_flattened_dict({"data.dataset": "folder", "data.unlabeled": "", "data.root": ""})
+        relevant = {key: value for key, value in c.to_dict().items() if key != "eval"}
+        assert "loss/contrast" in trace(json.dumps(relevant, sort_keys=True))
+    assert len(seen) >= len(variants(path)) - 1  # the default is one of the others
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("r50,1_5", ["'1_5'", "1_16_2"]),
+        ("r50,r101", ["'r101'", "second backbone"]),
+        ("1_8,1_4,r50", ["second labeled"]),
+    ],
+)
+def test_a_wrong_variant_is_named_with_what_there_is(variant, words):
+    module = load_file(next(path for path in CONFIGS if path.stem == "voc12"))
+    with pytest.raises(ValueError) as error:
+        module.get_config(variant)
+    assert all(word in str(error.value) for word in [f"configs/voc12.py:{variant}", *words]), error.value
+
+
+def test_variants_change_what_the_paper_changes():
+    voc, city, coco = (load_file(path).get_config for path in CONFIGS if path.stem in ("cityscapes", "coco", "voc12"))
+    voc, city, coco = (
+        next(f for f in (voc, city, coco) if f().data.dataset == name) for name in ("voc2012", "cityscapes", "coco")
+    )
+    assert voc("1_4,r101").model.backbone == "resnet101_beta"
+    assert (voc("r50,1_8").teacher_momentum, voc("r50,1_16_1").teacher_momentum) == (0.0, 0.99)
+    assert voc("train").data.labeled == "train"
+    assert city("voc_like,r50").augment.crop_size == (513, 513)
+    assert city("r50").steps == 90_000
+    assert (coco("").model.multi_grid, coco("").optim.weight_decay) == ((1, 1, 1), 4e-5)

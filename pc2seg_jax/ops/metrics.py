@@ -1,5 +1,7 @@
 """Segmentation metrics: a confusion matrix on the device, everything derived from it on the host."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,12 +59,16 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
 
 
-def mean_iou(confusion: np.ndarray) -> float:
+def mean_iou(confusion: np.ndarray, without: Sequence[int] = ()) -> float:
     """Mean of `iou_per_class` over the classes that are present or predicted, 0..1; nan if there are none.
 
     Source: the DeepLab evaluation, which skips a class with an empty union instead of counting it as 0.
+
+    Args:
+      without: ids of classes that are left out of the mean; their pixels still count where other classes took them.
     """
     iou = iou_per_class(confusion)
+    iou[list(without)] = np.nan
     found = ~np.isnan(iou)
     return float(iou[found].mean()) if found.any() else float("nan")
 
