@@ -1,6 +1,7 @@
 """The device mesh and the two shardings of data-parallel training."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,3 +31,13 @@ def make_shardings(num_devices: int | None = None, devices: Sequence[jax.Device]
 def shard_batch(batch: Tree, sharding: NamedSharding) -> Tree:
     """Places this host's rows of a batch; leaves become global arrays split along their first axis."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def prefetch_to_devices(batches: Iterable[Tree], sharding: NamedSharding, ahead: int = 1) -> Iterator[Tree]:
+    """`shard_batch` of every batch, begun `ahead` batches before its turn: it is copied while the devices compute."""
+    queue = deque()
+    for batch in batches:
+        queue.append(shard_batch(batch, sharding))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue

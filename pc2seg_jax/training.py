@@ -15,7 +15,7 @@ from pc2seg_jax.data import pipeline
 from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.initialization import initialize, starting_state
-from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
+from pc2seg_jax.parallel import Shardings, make_shardings, prefetch_to_devices
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState
 from pc2seg_jax.writers import MetricWriter, Progress
 
@@ -39,11 +39,8 @@ def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> wor
             f"config.eval.size is {tuple(config.eval.size)}, but the largest validation image needs {tuple(needed)}: "
             "raise it, set it to (0, 0) to fit, or shrink the images with --config.data.max_side"
         )
-    prefix = "shapes" if config.data.dataset == "shapes" else config.data.root.rstrip("/").split("/")[-1]
-    names = {"labeled": config.data.labeled, "unlabeled": config.data.unlabeled, "val": config.data.val}
-    if config.data.dataset == "shapes":
-        names = {name: f"seed {config.data.seed}" for name in names}
-    splits = {name: workdir_lib.describe_split(f"{prefix}/{names[name]}", getattr(dataset, name).ids) for name in names}
+    sources = {name: getattr(dataset, name) for name in ("labeled", "unlabeled", "val")}
+    splits = {role: workdir_lib.describe_split(source.name, source.ids) for role, source in sources.items()}
     return workdir_lib.DatasetInfo(dataset.class_names, dataset.palette.tolist(), dataset.ignore_id, eval_size, splits)
 
 
@@ -125,11 +122,13 @@ def train_and_evaluate(
             evaluation.write(workdir, result)
             return result
 
-        result = None
-        batches = training_batches(config, dataset, start)
+        result, metrics = None, None
+        batches = prefetch_to_devices(training_batches(config, dataset, start), shardings.data)
         try:
             for step in range(start + 1, config.steps + 1):
-                state, metrics = functions.train_step(state, shard_batch(next(batches), shardings.data))
+                previous = metrics
+                state, metrics = functions.train_step(state, next(batches))
+                jax.block_until_ready(previous)  # one step queues behind the other, and no more batches than theirs
                 if step == start + 1:  # compiled in this step
                     jax.block_until_ready(metrics)
                     progress.start(step)

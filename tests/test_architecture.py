@@ -7,32 +7,47 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "pc2seg_jax"
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "fixture", "convert", "compile_tpu")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "pretrain",
+    "report",
+    "export_shapes",
+    "fixture",
+    "convert",
+    "compile_tpu",
+    "prepare",
+    "check_data",
+)
 
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
 # import one another freely.
 LAYERS = (
     ("__init__", "errors", "types", "resize", "chips", "flops"),
-    ("config", "parallel"),
-    ("ops", "models", "data"),
+    ("config", "parallel", "downloads"),
+    ("ops", "models", "data", "recipes"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
     ("step",),
     ("build",),
     ("evaluation", "restoring", "compile_report"),
     ("initialization",),
     ("prediction", "training"),
-    ("cli", "reporting", "report_chart"),
+    ("cli", "reporting", "report_chart", "data_report", "contact_sheet"),
     ("report_page",),
     COMMANDS,
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
-LEAVES = {"__init__", "errors", "types", "resize"}
+LEAVES = {"__init__", "errors", "types", "resize", "downloads"}
 
 # The only places that import a library; what is not listed is free.
 HOMES = {
     "tensorflow": {"data"},
     "safetensors": {"weights"},
-    "pooch": {"weights"},
+    "pooch": {"downloads"},
+    "tensorflow_datasets": {"data"},
+    "array_record": {"data"},
+    "cv2": {"data"},
     "flax": {"models"},
     "orbax": {"checkpoints"},
     "tensorboardX": {"writers"},

@@ -162,6 +162,23 @@ def test_masks_of_unlabelled_images_are_checked_where_asked_for(root):
     np.testing.assert_array_equal(data.unlabeled.read_mask(np.int64(3)), ids("f"))
 
 
+def test_labelled_images_by_a_rule(root):
+    """Half of the training images, with their masks; the ids and the name are those of the rule."""
+    for stem in load_folder(root).unlabeled.ids:
+        if not (root / "masks" / f"{stem}.png").exists():
+            Image.fromarray(ids(stem)).save(root / "masks" / f"{stem}.png")
+    data = load_folder(root, labeled="every 1/2 with seed 3")
+    pool = sorted(data.unlabeled.ids)
+    expected = [pool[i] for i in np.random.RandomState(3).permutation(len(pool))][::2]
+    assert list(data.labeled.ids) == expected
+    assert data.labeled.name == f"{root.name}/every 1/2 with seed 3"
+    for index, stem in enumerate(expected):
+        np.testing.assert_array_equal(data.labeled.read_mask(index), ids(stem))
+    (root / "masks" / f"{expected[0]}.png").unlink()
+    with pytest.raises(UserError, match=f"Mask .*{expected[0]}.png of .* in every 1/2 with seed 3 does not exist"):
+        load_folder(root, labeled="every 1/2 with seed 3")
+
+
 def test_evaluation_of_images_of_different_sizes(root):
     data = load_folder(root)
     (batch,) = evaluation_batches(data.val, batch_size=3, pad_size=(41, 33))

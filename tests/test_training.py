@@ -14,7 +14,7 @@ from pc2seg_jax.data.shapes import load_shapes
 from pc2seg_jax.data.synthetic import CLASS_NAMES
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.initialization import starting_state
-from pc2seg_jax.parallel import make_shardings
+from pc2seg_jax.parallel import make_shardings, prefetch_to_devices
 
 STEPS, EVERY = 6, 2
 
@@ -45,14 +45,14 @@ def interrupted(tmp_path_factory, tiny_config, train):
     folder = tmp_path_factory.mktemp("runs") / "interrupted"
     batches = training.training_batches
 
-    def until_the_fourth(config, dataset, start_step):
+    def until_the_fifth(config, dataset, start_step):
         for i, batch in enumerate(batches(config, dataset, start_step)):
-            if start_step + i == 3:
+            if start_step + i == 4:  # asked for before the fourth step
                 raise KeyboardInterrupt
             yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_batches", until_the_fourth)
+        patch.setattr(training, "training_batches", until_the_fifth)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(), folder)
     assert kept(folder) == [EVERY]
@@ -261,3 +261,18 @@ def test_the_supervised_baseline_sees_no_unlabelled_image(tiny_config):
     paired = next(training.training_batches(tiny_config(), dataset, 0))
     assert alone.unlabeled is None
     jax.tree.map(np.testing.assert_array_equal, alone.labeled, paired.labeled)
+
+
+def test_batches_are_placed_in_order_and_one_ahead():
+    drawn = []
+
+    def batches():
+        for i in range(4):
+            drawn.append(i)
+            yield {"x": np.full((2, 3), i)}
+
+    placed = prefetch_to_devices(batches(), make_shardings(2).data)
+    for i in range(4):
+        np.testing.assert_array_equal(next(placed)["x"], np.full((2, 3), i))
+        assert len(drawn) == min(i + 2, 4)
+    assert list(placed) == []

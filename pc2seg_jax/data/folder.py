@@ -7,6 +7,7 @@ root/classes.txt                    optional, one class name per line
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +15,16 @@ import numpy as np
 from PIL import Image
 
 from pc2seg_jax.data.sources import DECODE_ERRORS, Dataset, Source, decode_image, decode_mask, file_source, unreadable
+from pc2seg_jax.data.splits import choose, is_rule
 from pc2seg_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Split(NamedTuple):
-    """One list of the folder: `path` of the list file, the stems, and the files they stand for."""
+    """One list of the folder: the list file or the rule, the stems, and the files they stand for."""
 
-    path: Path
+    path: Path | str
     stems: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[Path, ...] | None
@@ -48,6 +50,7 @@ def load_folder(
     Args:
       root: the folder, laid out as in the text at the top of this module.
       labeled, unlabeled, val: list files, relative to `root` or absolute. A labelled stem may also be unlabelled.
+        `labeled` may also be a rule over the unlabelled list, "every 1/8 with seed 0" (`splits.choose`).
       ignore_id: the id of pixels that have no class.
       max_side: where positive, larger images are shrunk to this longer side when they are read.
       masks_for_unlabeled: give the unlabelled source its masks, for measuring only.
@@ -59,11 +62,14 @@ def load_folder(
     for folder in (root, root / "images", root / "masks"):
         if not folder.is_dir():
             raise UserError(f"Folder {folder} does not exist: it must hold images/, masks/ and the list files.")
-    listings = {}
-    splits = {
-        name: _load_split(root, file, listings, with_masks=name != "unlabeled" or masks_for_unlabeled)
-        for name, file in {"labeled": labeled, "unlabeled": unlabeled, "val": val}.items()
-    }
+    given, listings, splits = {"labeled": labeled, "unlabeled": unlabeled, "val": val}, {}, {}
+    for name, file in given.items():
+        if name == "labeled" and is_rule(file):
+            listed_in, stems = file, choose(file, dataset=None, train_ids=_read_list(root / unlabeled)).ids
+        else:
+            listed_in, stems = root / file, _read_list(root / file)
+        with_masks = name != "unlabeled" or masks_for_unlabeled
+        splits[name] = _load_split(root, listed_in, stems, listings, with_masks=with_masks)
     for name in ("labeled", "unlabeled"):
         _check_disjoint(splits[name], splits["val"])
     class_names = _read_class_names(root / "classes.txt", ignore_id)
@@ -76,17 +82,15 @@ def load_folder(
             f"The masks in {root / 'masks'} hold fewer than 2 classes besides the ignore id {ignore_id}: "
             "check that they hold class ids 0, 1, ..., or name the classes in classes.txt."
         )
-    sources = {name: _source(split, max_side) for name, split in splits.items()}
+    sources = {name: _source(split, max_side, f"{root.name}/{given[name]}") for name, split in splits.items()}
     return Dataset(class_names, _palette(splits["labeled"].masks[0]), ignore_id=ignore_id, **sources)
 
 
-def _source(split: Split, max_side: int) -> Source:
-    return file_source(split.images, split.masks, split.stems, sizes=split.sizes, max_side=max_side)
+def _source(split: Split, max_side: int, name: str) -> Source:
+    return file_source(split.images, split.masks, split.stems, sizes=split.sizes, max_side=max_side, name=name)
 
 
-def _load_split(root: Path, file: str, listings: dict, *, with_masks: bool) -> Split:
-    path = root / file
-    stems = _read_list(path)
+def _load_split(root: Path, path: Path | str, stems: Sequence[str], listings: dict, *, with_masks: bool) -> Split:
     images = tuple(_find_image(root / "images", stem, path, listings) for stem in stems)
     sizes = np.array([_image_size(image) for image in images], np.int64)
     masks = None
@@ -97,7 +101,7 @@ def _load_split(root: Path, file: str, listings: dict, *, with_masks: bool) -> S
                 raise UserError(
                     f"Mask {mask} of '{stem}' in {path} does not exist: add the mask, or remove the line from the list."
                 )
-    return Split(path, stems, images, masks, sizes)
+    return Split(path, tuple(stems), images, masks, sizes)
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -33,13 +33,14 @@ def load_shapes(
     ids = [f"train_{i:05d}" for i in range(num_unlabeled)]
     shown = np.array([[np.any(mask == k) for k in range(1, len(CLASS_NAMES))] for mask in masks])
     labeled = balanced_order(shown)[:num_labeled]
+    name = f"shapes/seed {seed}"
     return Dataset(
         class_names=CLASS_NAMES,
         palette=voc_palette(),
         ignore_id=255,
-        labeled=array_source(images[labeled], masks[labeled], [ids[i] for i in labeled]),
-        unlabeled=array_source(images, masks if masks_for_unlabeled else None, ids),
-        val=array_source(val_images, val_masks, [f"val_{i:05d}" for i in range(num_val)]),
+        labeled=array_source(images[labeled], masks[labeled], [ids[i] for i in labeled], name),
+        unlabeled=array_source(images, masks if masks_for_unlabeled else None, ids, name),
+        val=array_source(val_images, val_masks, [f"val_{i:05d}" for i in range(num_val)], name),
     )
 
 

@@ -24,14 +24,15 @@ class Source(NamedTuple):
     """Random access to n examples.
 
     ids: n names. read_image: index -> uint8 [h, w, 3], RGB. read_mask: index -> uint8 [h, w], class ids or the ignore
-    id; None for a source without masks. sizes: [n, 2] int, (height, width) as read. Both functions may be called from
-    several threads at once.
+    id; None for a source without masks. sizes: [n, 2] int, (height, width) as read. name: of the list, for people. Both
+    functions may be called from several threads at once.
     """
 
     ids: tuple[str, ...]
     read_image: Callable[[int], np.ndarray]
     read_mask: Callable[[int], np.ndarray] | None
     sizes: np.ndarray
+    name: str
 
 
 class Dataset(NamedTuple):
@@ -48,7 +49,7 @@ class Dataset(NamedTuple):
     ignore_id: int
 
 
-def array_source(images: np.ndarray, masks: np.ndarray | None, ids: Sequence[str]) -> Source:
+def array_source(images: np.ndarray, masks: np.ndarray | None, ids: Sequence[str], name: str = "") -> Source:
     """Source over arrays in memory.
 
     Args:
@@ -61,7 +62,7 @@ def array_source(images: np.ndarray, masks: np.ndarray | None, ids: Sequence[str
     if masks is not None and (masks.shape != images.shape[:3] or masks.dtype != np.uint8):
         raise ValueError(f"masks must be uint8 {images.shape[:3]}, got {masks.dtype} {masks.shape}")
     sizes = np.tile(np.array(images.shape[1:3]), (len(ids), 1))
-    return Source(tuple(ids), images.__getitem__, None if masks is None else masks.__getitem__, sizes)
+    return Source(tuple(ids), images.__getitem__, None if masks is None else masks.__getitem__, sizes, name)
 
 
 def file_source(
@@ -71,6 +72,7 @@ def file_source(
     *,
     sizes: np.ndarray,
     max_side: int = 0,
+    name: str = "",
 ) -> Source:
     """Source over JPEG and PNG files, decoded when an example is read.
 
@@ -79,32 +81,48 @@ def file_source(
       mask_paths: n index PNGs, or None: then no mask is ever opened.
       ids: n names.
       sizes: [n, 2], (height, width) as stored in the files.
-      max_side: where positive, images (anti-aliased bilinear, rounded) and masks (nearest, half-pixel centres) are
-        shrunk so that the longer side is at most this; never enlarged.
+      max_side: see `shrunk`.
 
     Raises:
       UserError: while reading, for a file that cannot be decoded or has changed its size.
     """
     stored = np.asarray(sizes, np.int64).reshape(len(ids), 2)
-    target = shrunk_sizes(stored, max_side)
 
-    def load(path, decode, index):
+    def load(path: str | Path, decode: Callable, index: int) -> np.ndarray:
         array = decode(path)
         if array.shape[:2] != tuple(stored[index]):
             raise UserError(f"{path} changed its size while it was in use: restart with the final files.")
         return array
 
-    def read_image(index):
-        image, size = load(image_paths[index], decode_image, index), tuple(map(int, target[index]))
-        return image if image.shape[:2] == size else round_to_bytes(resize_image(image, size))
+    def read_image(index: int) -> np.ndarray:
+        return load(image_paths[index], decode_image, index)
 
-    def read_mask(index):
-        mask, (height, width) = load(mask_paths[index], decode_mask, index), map(int, target[index])
-        if mask.shape == (height, width):
-            return mask
-        return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    def read_mask(index: int) -> np.ndarray:
+        return load(mask_paths[index], decode_mask, index)
 
-    return Source(tuple(ids), read_image, None if mask_paths is None else read_mask, target)
+    return shrunk(Source(tuple(ids), read_image, None if mask_paths is None else read_mask, stored, name), max_side)
+
+
+def shrunk(source: Source, max_side: int) -> Source:
+    """A source whose images (anti-aliased bilinear, rounded) and masks (nearest, half-pixel centres) are made smaller.
+
+    Args:
+      max_side: where positive, the longer side becomes at most this; never enlarged.
+    """
+    target = shrunk_sizes(source.sizes, max_side)
+    if (target == source.sizes).all():
+        return source
+
+    def read_image(index: int) -> np.ndarray:
+        return round_to_bytes(resize_image(source.read_image(index), tuple(map(int, target[index]))))
+
+    def read_mask(index: int) -> np.ndarray:
+        height, width = map(int, target[index])
+        return cv2.resize(source.read_mask(index), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    return source._replace(
+        read_image=read_image, read_mask=None if source.read_mask is None else read_mask, sizes=target
+    )
 
 
 def shrunk_sizes(sizes: np.ndarray, max_side: int) -> np.ndarray:

@@ -1,13 +1,9 @@
 """Weights that are known by name: one file is shipped, the others are fetched from their public address once."""
 
-import os
 import pathlib
 from typing import NamedTuple
 
-import pooch
-import requests
-
-from pc2seg_jax.errors import UserError
+from pc2seg_jax import downloads
 
 
 class Download(NamedTuple):
@@ -49,11 +45,6 @@ SHIPPED = {"textures": pathlib.Path(__file__).parent / "resnet26_beta_w16_textur
 NAMES = (*SHIPPED, *DOWNLOADS)
 
 
-def cache_folder() -> pathlib.Path:
-    """Where downloads are kept: $PC2SEG_CACHE, or pc2seg_jax in the system's cache folder."""
-    return pathlib.Path(os.environ.get("PC2SEG_CACHE") or pooch.os_cache("pc2seg_jax"))
-
-
 def fetch(name: str) -> pathlib.Path:
     """The file of a name of `NAMES`, downloaded where it is not yet in the cache.
 
@@ -63,22 +54,9 @@ def fetch(name: str) -> pathlib.Path:
     if name in SHIPPED:
         return SHIPPED[name]
     download = DOWNLOADS[name]
-    path = cache_folder() / download.address.rsplit("/", 1)[-1]
-    by_hand = f"fetch {download.address} (about {download.megabytes} MB) by hand and put it at {path}"
-    try:
-        pooch.retrieve(
-            download.address,
-            known_hash=download.sha256 and f"sha256:{download.sha256}",
-            fname=path.name,
-            path=path.parent,
-            downloader=pooch.HTTPDownloader(progressbar=True),
-        )
-    except requests.RequestException as error:
-        raise UserError(f"the weights {name!r} cannot be downloaded ({error}): {by_hand}") from error
-    except ValueError as error:  # pooch has deleted what it downloaded
-        raise UserError(f"the download of the weights {name!r} is damaged ({error}): {by_hand}") from error
-    except OSError as error:
-        raise UserError(
-            f"the weights {name!r} cannot be stored in {path.parent} ({error}): set PC2SEG_CACHE"
-        ) from error
-    return path
+    return downloads.fetch(
+        download.address,
+        downloads.cache_folder() / download.address.rsplit("/", 1)[-1],
+        what=f"the weights {name!r} (about {download.megabytes} MB)",
+        sha256=download.sha256,
+    )
