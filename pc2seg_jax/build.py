@@ -38,7 +38,7 @@ def build_dataset(config: ml_collections.ConfigDict) -> "Dataset":
     """Loads and checks the dataset.
 
     Raises:
-      UserError: when a folder's files are missing, damaged or inconsistent.
+      UserError: when a folder's files are missing, damaged or inconsistent, or a dataset is not prepared.
     """
     data = config.data
     if data.dataset == "shapes":
@@ -51,17 +51,20 @@ def build_dataset(config: ml_collections.ConfigDict) -> "Dataset":
             seed=data.seed,
             masks_for_unlabeled=data.unlabeled_masks,
         )
-    from pc2seg_jax.data.folder import load_folder
+    lists = {
+        "labeled": data.labeled,
+        "unlabeled": data.unlabeled,
+        "val": data.val,
+        "max_side": data.max_side,
+        "masks_for_unlabeled": data.unlabeled_masks,
+    }
+    if data.dataset == "folder":
+        from pc2seg_jax.data.folder import load_folder
 
-    return load_folder(
-        data.root,
-        labeled=data.labeled,
-        unlabeled=data.unlabeled,
-        val=data.val,
-        ignore_id=data.ignore_id,
-        max_side=data.max_side,
-        masks_for_unlabeled=data.unlabeled_masks,
-    )
+        return load_folder(data.root, ignore_id=data.ignore_id, **lists)
+    from pc2seg_jax.data.catalog import load_prepared
+
+    return load_prepared(data.dataset, data_dir=data.root, rule=data.rule, **lists)
 
 
 def mean_pixel(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
