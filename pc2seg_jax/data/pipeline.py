@@ -8,6 +8,8 @@ any step continues exactly, without reading what came before, and hosts read dis
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -103,7 +105,8 @@ def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, 
         )
     count = len(source.ids)
 
-    def example(index: int) -> LabeledCrops:
+    def example(step: int, row: int) -> LabeledCrops:
+        index = step * batch_size + row
         image, label = np.zeros((*pad_size, 3), np.uint8), np.zeros(pad_size, np.uint8)
         if index >= count:
             return LabeledCrops(image, label, np.zeros(4, np.int32))
@@ -112,8 +115,8 @@ def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, 
         image[:height, :width], label[:height, :width] = pixels, source.read_mask(index)
         return LabeledCrops(image, label, np.array([0, 0, height, width], np.int32))
 
-    positions = tf.data.Dataset.range(-(-count // batch_size) * batch_size)
-    return _batches(positions, example, batch_size, num_parallel_calls=None, prefetch=1)
+    steps = tf.data.Dataset.range(-(-count // batch_size))
+    return _batches(steps, example, batch_size, num_parallel_calls=None, prefetch=1)
 
 
 def _position(count: int, seed: int, use: int, k: int) -> tuple[int, int]:
@@ -135,45 +138,51 @@ def _stream(example: Callable, source: Source, batch_size, start_step, shard, nu
     if batch_size < 1 or batch_size % hosts:
         raise UserError(f"Batch size {batch_size} cannot be split over {hosts} hosts: use a positive multiple of them.")
     rows = batch_size // hosts
-    positions = tf.data.Dataset.counter(start_step * rows)
 
-    def at(element: int) -> tuple:
-        step, row = divmod(element, rows)
+    def at(step: int, row: int) -> NamedTuple:
         return example(step * batch_size + host * rows + row)
 
-    return _batches(positions, at, rows, num_parallel_calls, prefetch)
+    return _batches(tf.data.Dataset.counter(start_step), at, rows, num_parallel_calls, prefetch)
 
 
-def _batches(positions: tf.data.Dataset, example: Callable, batch_size, num_parallel_calls, prefetch) -> Iterator:
-    """Batches of `example(position)`, which returns a named tuple of arrays (None for what it lacks).
+def _batches(steps: tf.data.Dataset, example: Callable, rows: int, num_parallel_calls, prefetch) -> Iterator:
+    """One batch of `example(step, row)`, row = 0 .. rows - 1, for every step.
 
-    tf.data keeps the order and works ahead; the work is done in Python threads, by libraries that release the
-    interpreter's lock. An error inside is kept and raised as it was, because tf.data would turn it into one of its own.
+    tf.data keeps the order and works ahead. The work is done in Python threads by libraries that release the
+    interpreter's lock, straight into the arrays of the batch: mapping and batching single examples with tf.data copies
+    each of them twice more. A UserError is kept and raised as it was, because tf.data would turn it into its own.
+
+    Args:
+      example: returns a named tuple of arrays, with None for what is missing.
     """
     failures = []
+    template = example(int(next(steps.as_numpy_iterator())), 0)
+    present = [x for x in template if x is not None]
+    pool = ThreadPoolExecutor(num_parallel_calls or len(os.sched_getaffinity(0)), "example")
 
-    def run(position: np.int64) -> tuple[np.ndarray, ...]:
+    def make(step: np.int64) -> list[np.ndarray]:
+        batch = [np.empty((rows, *x.shape), x.dtype) for x in present]
+
+        def put(row: int) -> None:
+            for array, x in zip(batch, (x for x in example(int(step), row) if x is not None), strict=True):
+                array[row] = x
+
         try:
-            return tuple(x for x in example(int(position)) if x is not None)
+            list(pool.map(put, range(rows)))
         except UserError as error:
             failures.append(error)
             raise
-
-    first = example(int(next(positions.as_numpy_iterator())))
-    kept = [x for x in first if x is not None]
+        return batch
 
     @tf.autograph.experimental.do_not_convert  # no Python control flow over tensors, so skip the slow rewriting
-    def load(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        arrays = tf.numpy_function(run, [position], [x.dtype for x in kept])
-        return tuple(tf.ensure_shape(tensor, x.shape) for tensor, x in zip(arrays, kept, strict=True))
+    def load(step: tf.Tensor) -> list[tf.Tensor]:
+        return tf.numpy_function(make, [step], [x.dtype for x in present])
 
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
-    options.threading.max_intra_op_parallelism = 1  # parallel over examples; a crop is too small to split
-    dataset = positions.map(load, num_parallel_calls=num_parallel_calls or len(os.sched_getaffinity(0)))
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(options)
-    batches = dataset.as_numpy_iterator()
+    dataset = steps.map(load, num_parallel_calls=2)  # the next batch begins while the last examples of one are made
+    batches = dataset.prefetch(prefetch).with_options(options).as_numpy_iterator()
     while True:
         try:
             batch = iter(next(batches))
@@ -183,4 +192,4 @@ def _batches(positions: tf.data.Dataset, example: Callable, batch_size, num_para
             if failures:
                 raise failures[0] from None
             raise
-        yield type(first)(*(None if x is None else next(batch) for x in first))
+        yield type(template)(*(None if x is None else next(batch) for x in template))

@@ -1,12 +1,12 @@
 """Resizing of images and labels as in the PseudoSeg code: float32, exact, and only the pixels that are asked for."""
 
+import functools
 import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-
-from pc2seg_jax.data.quiet_tensorflow import tf
+import scipy.sparse
 
 
 class Window(NamedTuple):
@@ -68,16 +68,31 @@ def _aligned(size_in: int, size_out: int, first: int, end: int) -> _Aligned:
 
 
 def _shrink(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
-    """Anti-aliased, computed in the window only."""
-    shape = [window.bottom - window.top, window.right - window.left]
-    return tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=shape,
-        scale=[out / in_ for out, in_ in zip(size, image.shape[:2], strict=True)],
-        translation=[-float(window.top), -float(window.left)],
-        kernel_type="triangle",
-        antialias=True,
-    )[0].numpy()
+    """Anti-aliased, in the window only: rows, then columns, as products with sparse matrices."""
+    (rows, source_rows), (columns, source_columns) = (
+        _triangle_weights(image.shape[axis], size[axis], window[axis], window[axis + 2]) for axis in (0, 1)
+    )
+    part = image[source_rows, source_columns].astype(np.float32)
+    x = (rows @ part.reshape(len(part), -1)).reshape(rows.shape[0], -1, 3)
+    x = cv2.transpose(x)
+    x = (columns @ x.reshape(len(x), -1)).reshape(columns.shape[0], -1, 3)
+    return cv2.transpose(x)
+
+
+@functools.lru_cache(maxsize=256)
+def _triangle_weights(size_in: int, size_out: int, first: int, end: int) -> tuple[scipy.sparse.csr_array, slice]:
+    """Weights of the outputs first..end - 1, [outputs, sources], and the range of source pixels that they need."""
+    ratio = max(size_in / size_out, 1.0)
+    centre = (np.arange(first, end) + 0.5) * size_in / size_out - 0.5
+    source = np.floor(centre - ratio).astype(np.int64)[:, None] + 1 + np.arange(math.ceil(2 * ratio))
+    weights = np.maximum(0, 1 - np.abs(source - centre[:, None]) / ratio) * ((source >= 0) & (source < size_in))
+    weights /= weights.sum(1, keepdims=True)
+    source = source.clip(0, size_in - 1)
+    start, stop = int(source.min()), int(source.max()) + 1
+    rows = np.repeat(np.arange(end - first), source.shape[1])
+    shape = (end - first, stop - start)
+    values = weights.astype(np.float32).ravel(), (rows, source.ravel() - start)
+    return scipy.sparse.csr_array(values, shape=shape), slice(start, stop)
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int], window: Window | None = None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Random access to the images and masks of a dataset, and the one place that decodes files.
 
-Everything is decoded by Pillow: it keeps the indices of palette PNGs, and never takes a truncated file for a whole one.
-Pixels are taken in stored order; an EXIF orientation is not applied, because masks carry none.
+Pillow opens everything: it keeps the indices of palette PNGs, and never takes a truncated file for a whole one. Pixels
+are taken in stored order; an EXIF orientation is not applied, because masks carry none.
 """
 
 import io
@@ -144,10 +144,16 @@ def decode_image(path: str | Path) -> np.ndarray:
 def decode_image_bytes(encoded: bytes) -> np.ndarray:
     """Decodes JPEG or PNG bytes fully to RGB uint8 [h, w, 3].
 
+    OpenCV decodes an ordinary JPEG a third faster than Pillow, to the same pixels, but invents the rest of a truncated
+    one, which therefore must have its end marker.
+
     Raises:
       one of DECODE_ERRORS.
     """
     with Image.open(io.BytesIO(encoded)) as image:
+        if image.format == "JPEG" and image.mode == "RGB" and encoded.endswith(b"\xff\xd9"):
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
