@@ -56,7 +56,7 @@ def our_stream(folder: pathlib.Path, *, pairs: bool):
     source = file_source(images, None if pairs else masks, names, sizes=np.tile([375, 500], (IMAGES, 1)))
     stream = unlabeled_stream if pairs else labeled_stream
     settings = {"batch_size": BATCH, "seed": 0, "start_step": 0, "augment": AugmentParams()}
-    return stream(source, num_parallel_calls=1, prefetch=1, **settings)
+    return stream(source, num_threads=1, prefetch=1, **settings)
 
 
 def finished(batches):

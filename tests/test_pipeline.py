@@ -1,5 +1,6 @@
 """The input is a pure function of (seed, step); evaluation sees every image once."""
 
+import pathlib
 import subprocess
 import sys
 from itertools import islice
@@ -77,8 +78,8 @@ def test_a_restart_continues_exactly(kind):
 @pytest.mark.parametrize("kind", STREAMS)
 def test_parallel_calls_do_not_change_the_input(kind):
     arguments = {"batch_size": 4, "seed": 3, "start_step": 1, "augment": FULL}
-    one = take(STREAMS[kind](noise(7), num_parallel_calls=1, prefetch=1, **arguments), 4)
-    many = take(STREAMS[kind](noise(7), num_parallel_calls=4, prefetch=3, **arguments), 4)
+    one = take(STREAMS[kind](noise(7), num_threads=1, prefetch=1, **arguments), 4)
+    many = take(STREAMS[kind](noise(7), num_threads=4, prefetch=3, **arguments), 4)
     assert_same(one, many)
 
 
@@ -182,3 +183,22 @@ def test_array_source_refuses_wrong_arrays():
 def test_the_package_does_not_import_tensorflow():
     code = "import sys, pc2seg_jax, pc2seg_jax.errors; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+LEFT_OPEN = """
+import sys, time
+sys.path[:0] = {paths!r}
+from test_pipeline import FULL, labeled_stream, noise
+source = noise(9)
+slow = source._replace(read_image=lambda index: (time.sleep(0.02), source.read_image(index))[1])
+stream = labeled_stream(slow, batch_size=16, seed=0, start_step=0, augment=FULL)
+print(len(next(stream).image))
+"""
+
+
+def test_a_program_may_end_while_batches_are_in_work():
+    paths = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]
+    code = LEFT_OPEN.format(paths=paths)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "16\n"), done.stderr
+    assert "Traceback" not in done.stderr

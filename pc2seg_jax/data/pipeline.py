@@ -6,15 +6,16 @@ any step continues exactly, without reading what came before, and hosts read dis
 """
 
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from pc2seg_jax.data.augment import AugmentParams, augment_labeled, augment_unlabeled
-from pc2seg_jax.data.quiet_tensorflow import tf
 from pc2seg_jax.data.sources import Source
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.types import LabeledCrops, UnlabeledCrops
@@ -31,7 +32,7 @@ def labeled_stream(
     start_step: int,
     augment: AugmentParams,
     shard: tuple[int, int] = (0, 1),
-    num_parallel_calls: int | None = None,
+    num_threads: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[LabeledCrops]:
     """Endless weakly augmented labelled batches.
@@ -40,7 +41,7 @@ def labeled_stream(
       batch_size: B, images of the global batch, of all hosts together.
       seed, start_step: batch i of the iterator is the batch of step start_step + i.
       shard: (h, n): host h of n gets the rows [h B / n, (h + 1) B / n) of every global batch.
-      num_parallel_calls: images in work at a time, by default as many as there are cores. Does not change the batches.
+      num_threads: images in work at a time, by default as many as there are cores. Does not change the batches.
       prefetch: batches that are made ahead.
 
     Raises:
@@ -55,7 +56,7 @@ def labeled_stream(
         key = seed, LABELED_AUGMENTATION, epoch, index
         return augment_labeled(source.read_image(index), source.read_mask(index), key, augment)
 
-    return _stream(example, source, batch_size, start_step, shard, num_parallel_calls, prefetch)
+    return _stream(example, source, batch_size, start_step, shard, num_threads, prefetch)
 
 
 def unlabeled_stream(
@@ -66,7 +67,7 @@ def unlabeled_stream(
     start_step: int,
     augment: AugmentParams,
     shard: tuple[int, int] = (0, 1),
-    num_parallel_calls: int | None = None,
+    num_threads: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[UnlabeledCrops]:
     """Endless batches of weak views with the recipes of the strong ones; no `label` where the source has no masks.
@@ -81,7 +82,7 @@ def unlabeled_stream(
         key = seed, UNLABELED_AUGMENTATION, epoch, index
         return augment_unlabeled(source.read_image(index), mask, key, augment)
 
-    return _stream(example, source, batch_size, start_step, shard, num_parallel_calls, prefetch)
+    return _stream(example, source, batch_size, start_step, shard, num_threads, prefetch)
 
 
 def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, int]) -> Iterator[LabeledCrops]:
@@ -115,8 +116,7 @@ def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, 
         image[:height, :width], label[:height, :width] = pixels, source.read_mask(index)
         return LabeledCrops(image, label, np.array([0, 0, height, width], np.int32))
 
-    steps = tf.data.Dataset.range(-(-count // batch_size))
-    return _batches(steps, example, batch_size, num_parallel_calls=None, prefetch=1)
+    return _batches(range(-(-count // batch_size)), example, batch_size, num_threads=None, prefetch=1)
 
 
 def _position(count: int, seed: int, use: int, k: int) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def _permutation(count: int, seed: int, use: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, use, epoch)).permutation(count)
 
 
-def _stream(example: Callable, source: Source, batch_size, start_step, shard, num_parallel_calls, prefetch) -> Iterator:
+def _stream(example: Callable, source: Source, batch_size, start_step, shard, num_threads, prefetch) -> Iterator:
     """Iterates over the rows of one host, in the order of the global positions."""
     host, hosts = shard
     if not source.ids:
@@ -142,54 +142,51 @@ def _stream(example: Callable, source: Source, batch_size, start_step, shard, nu
     def at(step: int, row: int) -> NamedTuple:
         return example(step * batch_size + host * rows + row)
 
-    return _batches(tf.data.Dataset.counter(start_step), at, rows, num_parallel_calls, prefetch)
+    return _batches(itertools.count(start_step), at, rows, num_threads, prefetch)
 
 
-def _batches(steps: tf.data.Dataset, example: Callable, rows: int, num_parallel_calls, prefetch) -> Iterator:
+def _batches(steps: Iterable[int], example: Callable, rows: int, num_threads: int | None, prefetch: int) -> Iterator:
     """One batch of `example(step, row)`, row = 0 .. rows - 1, for every step.
 
-    tf.data keeps the order and works ahead. The work is done in Python threads by libraries that release the
-    interpreter's lock, straight into the arrays of the batch: mapping and batching single examples with tf.data copies
-    each of them twice more. A UserError is kept and raised as it was, because tf.data would turn it into its own.
+    Threads suffice, because decoding, resizing and colour are done by libraries that release the interpreter's lock.
+    They write straight into the arrays of the batch. tf.data was tried and costs more: it copies every example twice,
+    turns every error into one of its own, and may hang where a program ends while it calls Python.
 
     Args:
       example: returns a named tuple of arrays, with None for what is missing.
+      prefetch: batches that are in work behind the one that is waited for.
     """
-    failures = []
-    template = example(int(next(steps.as_numpy_iterator())), 0)
-    present = [x for x in template if x is not None]
-    pool = ThreadPoolExecutor(num_parallel_calls or len(os.sched_getaffinity(0)), "example")
+    pool = ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0)), "example")
+    template = None
 
-    def make(step: np.int64) -> list[np.ndarray]:
-        batch = [np.empty((rows, *x.shape), x.dtype) for x in present]
+    def start(step: int) -> tuple[NamedTuple, list[Future]]:
+        nonlocal template
+        template = template or example(step, 0)
+        batch = type(template)(*(None if x is None else np.empty((rows, *x.shape), x.dtype) for x in template))
 
         def put(row: int) -> None:
-            for array, x in zip(batch, (x for x in example(int(step), row) if x is not None), strict=True):
-                array[row] = x
+            for array, x in zip(batch, example(step, row), strict=True):
+                if array is not None:
+                    array[row] = x
 
-        try:
-            list(pool.map(put, range(rows)))
-        except UserError as error:
-            failures.append(error)
-            raise
-        return batch
+        return batch, [pool.submit(put, row) for row in range(rows)]
 
-    @tf.autograph.experimental.do_not_convert  # no Python control flow over tensors, so skip the slow rewriting
-    def load(step: tf.Tensor) -> list[tf.Tensor]:
-        return tf.numpy_function(make, [step], [x.dtype for x in present])
+    queue = deque()
+    try:
+        for step in steps:
+            queue.append(start(step))
+            if len(queue) > prefetch:
+                yield _finished(*queue.popleft())
+        while queue:
+            yield _finished(*queue.popleft())
+    finally:
+        for _, futures in queue:
+            for future in futures:
+                future.cancel()
+        pool.shutdown(wait=False)
 
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    dataset = steps.map(load, num_parallel_calls=2)  # the next batch begins while the last examples of one are made
-    batches = dataset.prefetch(prefetch).with_options(options).as_numpy_iterator()
-    while True:
-        try:
-            batch = iter(next(batches))
-        except StopIteration:
-            return
-        except tf.errors.OpError:
-            if failures:
-                raise failures[0] from None
-            raise
-        yield type(template)(*(None if x is None else next(batch) for x in template))
+
+def _finished(batch: NamedTuple, futures: list[Future]) -> NamedTuple:
+    for future in futures:
+        future.result()
+    return batch

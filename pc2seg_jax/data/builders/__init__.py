@@ -3,6 +3,7 @@
 from etils import epath
 from google.protobuf import json_format
 
+from pc2seg_jax.data.builders.archives import one_line
 from pc2seg_jax.data.builders.cityscapes_seg import CityscapesSeg
 from pc2seg_jax.data.builders.coco_seg import CocoSeg
 from pc2seg_jax.data.builders.segmentation import SegmentationBuilder
@@ -35,10 +36,8 @@ def make(name: str, data_dir: str | None = None) -> SegmentationBuilder:
         root = epath.Path(data_dir).expanduser() if data_dir else None
         builder = BUILDERS[dataset](config=config or None, data_dir=root)
     except (OSError, KeyError, tf.errors.OpError, json_format.ParseError) as error:  # KeyError: x://
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"Cannot look for {name} in {data_dir or 'the folder of TFDS'} ({reason}): name another folder."
-        ) from error
+        where = data_dir or "the folder of TFDS"
+        raise UserError(f"Cannot look for {name} in {where} ({one_line(error)}): name another folder.") from error
     if builder.info.splits and builder.info.file_format.value != FILE_FORMAT:
         raise UserError(
             f"{builder.data_dir} holds {name} as {builder.info.file_format.value}, which has no random access: "

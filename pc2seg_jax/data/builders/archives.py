@@ -2,11 +2,11 @@
 
 import contextlib
 import hashlib
+import os
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
@@ -40,14 +40,17 @@ class File(NamedTuple):
     content: bytes
 
 
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextlib.contextmanager
-def reading(name: str | Path, *others: type[Exception]) -> Iterator[None]:
+def reading(name: str | epath.Path, *others: type[Exception]) -> Iterator[None]:
     """Turns what damaged files raise, and the `others`, into a UserError that names the file."""
     try:
         yield
     except (*DAMAGED, *others) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"Cannot read {name} ({reason}): where the archive is damaged, fetch it again.") from error
+        raise UserError(f"Cannot read {name} ({one_line(error)}): fetch the archive again if it is damaged.") from error
 
 
 class Members:
@@ -57,7 +60,7 @@ class Members:
       UserError: for an archive that is none, and while reading a member that is missing or damaged.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         self.path = path
         with reading(path):
             if path.suffix == ".zip":
@@ -82,16 +85,18 @@ class Members:
             return File(name, file.read())
 
 
-def locate(archive: Archive, builder: tfds.core.DatasetBuilder, dl_manager: tfds.download.DownloadManager) -> Path:
+def locate(
+    archive: Archive, builder: tfds.core.DatasetBuilder, dl_manager: tfds.download.DownloadManager
+) -> epath.Path:
     """The path of an archive: in the folder of manual downloads or, where it is not there, downloaded by TFDS.
 
     Raises:
       UserError: when it can be had in neither way, or is not the published file.
     """
     try:
-        path = Path(dl_manager.manual_dir) / archive.filename
+        path = dl_manager.manual_dir / archive.filename
     except AssertionError as error:  # there is no such folder, or it is empty
-        missing = str(error)
+        missing = one_line(error)
     else:
         if path.exists():
             _check(path, archive)
@@ -102,31 +107,30 @@ def locate(archive: Archive, builder: tfds.core.DatasetBuilder, dl_manager: tfds
     return _download(archive, dl_manager, dl_manager.download_dir / builder.name)
 
 
-def _download(archive: Archive, dl_manager: tfds.download.DownloadManager, folder: epath.Path) -> Path:
+def _download(archive: Archive, dl_manager: tfds.download.DownloadManager, folder: epath.Path) -> epath.Path:
     """Downloads into `folder`, where TFDS keeps the dataset's archives; TFDS checks the SHA-256 where we know it."""
     before = set(folder.glob("*.tmp.*"))
     try:
-        path = Path(dl_manager.download(archive.address))
+        path = dl_manager.download(archive.address)
     except (OSError, tfds.download.DownloadError, tfds.download.download_manager.NonMatchingChecksumError) as error:
         for unfinished in set(folder.glob("*.tmp.*")) - before:  # TFDS leaves it behind
             unfinished.rmtree()
         by_hand = f"fetch {archive.address} by hand, and name its folder as --manual_dir"
-        raise UserError(
-            f"{archive.filename} cannot be downloaded ({' '.join(str(error).split())}): {by_hand}."
-        ) from error
+        raise UserError(f"{archive.filename} cannot be downloaded ({one_line(error)}): {by_hand}.") from error
     if archive.md5:
         try:
             _check(path, archive)
         except UserError:
-            path.unlink()  # otherwise TFDS would take it for the whole file the next time
+            for file in (path, tfds.download.resource.get_info_path(path)):  # TFDS would take it for the right one
+                file.unlink()
             raise
     return path
 
 
-def _check(path: Path, archive: Archive) -> None:
+def _check(path: epath.Path, archive: Archive) -> None:
     """Compares size and hash with those of the published file."""
     wrong = f"{path} is not the published {archive.filename}, or is damaged"
-    size = path.stat().st_size
+    size = os.path.getsize(path)
     if size != (archive.size or size):
         raise UserError(f"{wrong}: it has {size:,} bytes instead of {archive.size:,}, so fetch it again.")
     for algorithm in ("sha256", "md5"):
@@ -135,11 +139,11 @@ def _check(path: Path, archive: Archive) -> None:
             raise UserError(f"{wrong}: its {algorithm} is {found} instead of {published}, so fetch it again.")
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def _digest(path: epath.Path, algorithm: str) -> str:
     digest = hashlib.new(algorithm)
     with (
         open(path, "rb") as file,
-        tqdm(total=path.stat().st_size, desc=f"Checking {path.name}", unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(total=os.path.getsize(path), desc=f"Checking {path.name}", unit="B", unit_scale=True, leave=False) as bar,
     ):
         while block := file.read(1 << 20):
             digest.update(block)

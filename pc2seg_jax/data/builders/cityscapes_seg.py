@@ -1,10 +1,11 @@
 """Cityscapes, fine annotations."""
 
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 import numpy as np
+from etils import epath
 
 from pc2seg_jax.data.builders.archives import Archive, File, Members
 from pc2seg_jax.data.builders.segmentation import IGNORE_ID, Label, SegmentationBuilder, Split, decode_ids
@@ -31,7 +32,7 @@ class CityscapesSeg(SegmentationBuilder):
     COUNTS: ClassVar[dict[str, int]] = {"train": 2975, "val": 500}
     ARCHIVES = (Archive("leftImg8bit_trainvaltest.zip"), Archive("gtFine_trainvaltest.zip"))
 
-    def _open(self, images_path: Path, labels_path: Path) -> dict[str, Split]:
+    def _open(self, images_path: epath.Path, labels_path: epath.Path) -> dict[str, Split]:
         images, labels = Members(images_path), Members(labels_path)
 
         def read(name: str, id_: str) -> tuple[File, Label]:

@@ -1,10 +1,14 @@
-"""COCO 2017 as semantic segmentation, one prepared dataset per rule for crowds and overlaps."""
+"""COCO 2017 as semantic segmentation, one prepared dataset per rule for crowds and overlaps.
+
+Preparing holds all annotations in memory, which takes about 4 GB.
+"""
 
 import dataclasses
 import json
 from collections import defaultdict
-from pathlib import Path
 from typing import ClassVar
+
+from etils import epath
 
 from pc2seg_jax.data.builders.archives import Archive, File, Members, reading
 from pc2seg_jax.data.builders.coco_labels import draw_label
@@ -79,7 +83,7 @@ class CocoSeg(SegmentationBuilder):
         ),
     )
 
-    def _open(self, train_path: Path, val_path: Path, annotations_path: Path) -> dict[str, Split]:
+    def _open(self, train_path: epath.Path, val_path: epath.Path, annotations_path: epath.Path) -> dict[str, Split]:
         annotations = Members(annotations_path)
         paths = {"train": train_path, "val": val_path}
         return {name: self._open_split(name, Members(path), annotations) for name, path in paths.items()}

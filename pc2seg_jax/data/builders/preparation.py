@@ -11,6 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from pc2seg_jax.data.builders import FILE_FORMAT, make
+from pc2seg_jax.data.builders.archives import one_line
 from pc2seg_jax.data.quiet_tensorflow import tf
 from pc2seg_jax.data.quiet_tfds import tfds
 from pc2seg_jax.errors import UserError
@@ -46,10 +47,8 @@ def prepare(name: str, *, data_dir: str | None = None, manual_dir: str | None = 
         try:
             _write(name, builder.data_dir_root, builder.data_path, manual)
         except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError is what array_record raises
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{name} cannot be written to {builder.data_dir} ({reason}): make room, or name another --data_dir."
-            ) from error
+            where = f"{name} cannot be written to {builder.data_dir}"
+            raise UserError(f"{where} ({one_line(error)}): make room, or name another --data_dir.") from error
         builder = make(name, data_dir)
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
     return Prepared(builder.data_dir, counts, new)

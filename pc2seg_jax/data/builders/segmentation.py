@@ -2,10 +2,10 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from pc2seg_jax.data.builders.archives import Archive, File, locate, reading
@@ -47,7 +47,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     COUNTS: ClassVar[dict[str, int]]  # images of every split, as published
     ARCHIVES: ClassVar[tuple[Archive, ...]]
 
-    def _open(self, *paths: Path) -> dict[str, Split]:
+    def _open(self, *paths: epath.Path) -> dict[str, Split]:
         """The splits in the archives at `paths`, which are in the order of ARCHIVES."""
         raise NotImplementedError
 
@@ -102,12 +102,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         with reading(image.name):
             size = decode_image_bytes(image.content).shape[:2]
         if label.ids.shape != size:
-            raise UserError(f"{label.name} has the size {label.ids.shape}, but its image {image.name} has {size}.")
-        wrong = label.ids[(label.ids >= len(self.CLASS_NAMES)) & (label.ids != IGNORE_ID)]
+            found, wanted = (f"{height}x{width}" for height, width in (label.ids.shape, size))
+            raise UserError(f"{label.name} is {found} (height x width) but its image {image.name} is {wanted}.")
+        classes = len(self.CLASS_NAMES)
+        wrong = label.ids[(label.ids >= classes) & (label.ids != IGNORE_ID)]
         if wrong.size:
-            raise UserError(
-                f"{label.name} holds the id {wrong[0]}, expected 0 to {len(self.CLASS_NAMES) - 1} or {IGNORE_ID}."
-            )
+            raise UserError(f"{label.name} holds the id {wrong[0]}, expected 0 to {classes - 1} or {IGNORE_ID}.")
 
 
 def encode_ids(ids: np.ndarray) -> bytes:

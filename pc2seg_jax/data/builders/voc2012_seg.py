@@ -1,11 +1,13 @@
 """Pascal VOC 2012, and the masks of the Semantic Boundaries Dataset (SBD) for more of its images."""
 
 import io
+import os
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 import numpy as np
+from etils import epath
 from scipy.io import loadmat
 from tqdm import tqdm
 
@@ -47,7 +49,7 @@ class Voc2012Seg(SegmentationBuilder):
         ),
     )
 
-    def _open(self, voc_path: Path, sbd_path: Path) -> dict[str, Split]:
+    def _open(self, voc_path: epath.Path, sbd_path: epath.Path) -> dict[str, Split]:
         voc = Members(voc_path)
         ids = {name: _read_list(voc, name) for name in ("train", "val")}
         sbd = _read_sbd(sbd_path, without={*ids["train"], *ids["val"]})
@@ -70,13 +72,13 @@ def _read_list(voc: Members, name: str) -> list[str]:
         return file.content.decode().split()
 
 
-def _read_sbd(path: Path, without: set[str]) -> dict[str, File]:
+def _read_sbd(path: epath.Path, without: set[str]) -> dict[str, File]:
     """The masks as PNG files by id, read in one pass, because a .tgz has no random access."""
     masks = {}
     with (
         reading(path),
         open(path, "rb") as file,
-        tqdm.wrapattr(file, "read", path.stat().st_size, desc=f"Reading {path.name}", leave=False) as stream,
+        tqdm.wrapattr(file, "read", os.path.getsize(path), desc=f"Reading {path.name}", leave=False) as stream,
         tarfile.open(fileobj=stream, mode="r|gz") as archive,
     ):
         for info in archive:
