@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import scipy.sparse
 
+cv2.setNumThreads(0)  # the pipeline is parallel over examples; OpenCV's own threads would only get in their way
+
 
 class Window(NamedTuple):
     """A rectangle of pixels; bottom and right are exclusive."""
