@@ -1,7 +1,6 @@
 """What is in the data of a configuration, what looks wrong with it, and how fast it comes."""
 
 import itertools
-import os
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import tqdm
 
 from pc2seg_jax import training
+from pc2seg_jax.data.pipeline import available_cores
 from pc2seg_jax.data.sources import Dataset, Source
 from pc2seg_jax.errors import UserError
 
@@ -147,7 +147,7 @@ def measure_rates(config: ml_collections.ConfigDict, dataset: Dataset, seconds: 
 
 def speed_text(rates: dict[str, float], device_rate: float) -> str:
     """The rates, and how many hosts a device rate (images per second of all devices, 0: not known) needs."""
-    cores, hosts = len(os.sched_getaffinity(0)), jax.process_count()
+    cores, hosts = available_cores(), jax.process_count()
     lines = [
         f"{name}: {rate:.1f} images/s on {cores} cores, {rate / cores:.1f} per core" for name, rate in rates.items()
     ]

@@ -119,6 +119,11 @@ def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, 
     return _batches(range(-(-count // batch_size)), example, batch_size, num_threads=None, prefetch=1)
 
 
+def available_cores() -> int:
+    """Cores that this process may use; of all where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _position(count: int, seed: int, use: int, k: int) -> tuple[int, int]:
     """(epoch, example) of position k of a stream over `count` examples."""
     epoch, place = divmod(k, count)
@@ -156,7 +161,7 @@ def _batches(steps: Iterable[int], example: Callable, rows: int, num_threads: in
       example: returns a named tuple of arrays, with None for what is missing.
       prefetch: batches that are in work behind the one that is waited for.
     """
-    pool = ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0)), "example")
+    pool = ThreadPoolExecutor(num_threads or available_cores(), "example")
     template = None
 
     def start(step: int) -> tuple[NamedTuple, list[Future]]:
