@@ -2,14 +2,15 @@
 
   python -m pc2seg_jax.train --config=configs/shapes.py:study --workdir=runs/shapes
 
-Variants: `study` is the benchmark of the README, `demo` a shorter run of the same. The supervised baseline is the same
+Variants: `study` is the benchmark of the README, `demo` a shorter run of the same, `sweep` the shortest, for tables of
+many runs. The supervised baseline is the same
 command with --config.objective=supervised, and supervision with every mask --config.data.num_labeled=1000 on top.
 """
 
 from pc2seg_jax.config import default_config
 from pc2seg_jax.recipes import small_network
 
-STEPS = {"study": 1200, "demo": 500}
+STEPS = {"study": 1200, "demo": 500, "sweep": 300}
 
 
 def get_config(variant: str = "study"):

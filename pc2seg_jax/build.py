@@ -12,10 +12,11 @@ from pc2seg_jax import optim
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import CONTRAST_LAYERS, Model, create_model
-from pc2seg_jax.objective import OBJECTIVES
+from pc2seg_jax.objective import FEATURE_LOSSES, LABEL_LOSSES, OBJECTIVES, FeatureSettings
+from pc2seg_jax.ops.contrastive import METHODS
 from pc2seg_jax.ops.sampling import STRATEGIES
 from pc2seg_jax.parallel import Shardings
-from pc2seg_jax.step import make_eval_step, make_init, make_train_step
+from pc2seg_jax.step import make_binding, make_eval_step, make_gradient_norms, make_init, make_train_step
 from pc2seg_jax.types import COLOR_OPERATIONS, Crops, LabeledCrops, UnlabeledCrops
 
 if TYPE_CHECKING:  # TensorFlow stays out of runs on ready-made batches
@@ -31,6 +32,9 @@ CHOICES = {
     "model.contrast_layers": CONTRAST_LAYERS,
     "model.dtype": tuple(DTYPES),
     "loss.strategy": tuple(STRATEGIES),
+    "loss.label_loss": tuple(LABEL_LOSSES),
+    "loss.feature_loss": FEATURE_LOSSES,
+    "loss.sampling": METHODS,
 }
 
 
@@ -91,13 +95,18 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:
     return create_model(num_classes=num_classes, group_size=group_size(config), **settings)
 
 
-def build_objective(config: ml_collections.ConfigDict, ignore_id: int) -> Callable:
+def build_objective(config: ml_collections.ConfigDict, ignore_id: int, shardings: Shardings | None = None) -> Callable:
     """`(model, params, batch_stats, batch, keys, *, teacher) -> objective.Result` with its settings filled in."""
+    settings = config.loss.to_dict()
+    for other in ("mask_cutout", "delay"):  # of the views and of the loop
+        del settings[other]
     return functools.partial(
         OBJECTIVES[config.objective],
         group_size=group_size(config),
         ignore_id=ignore_id,
-        **config.loss.to_dict(),
+        features=FeatureSettings(**{name: settings.pop(name) for name in FeatureSettings._fields}),
+        mesh=shardings and shardings.mesh,
+        **settings,
     )
 
 
@@ -138,12 +147,22 @@ def batch_shapes(config: ml_collections.ConfigDict) -> Crops:
 
 
 class Functions(NamedTuple):
-    """What a run compiles: `step.make_init`, `step.make_train_step`, `step.make_eval_step`, and the model in them."""
+    """What a run compiles: `make_init`, `make_train_step`, ... of `step`, and the model in them.
+
+    supervised_step: the training step of the baseline, which a run takes `delay` times first.
+    """
 
     model: Model
     init: Callable
     train_step: Callable
+    supervised_step: Callable
+    gradient_norms: Callable
     eval_step: Callable
+    delay: int
+
+    def step(self, number: int) -> Callable:
+        """The training step that a run takes as its `number`-th, from 1."""
+        return self.supervised_step if number <= self.delay else self.train_step
 
 
 def build_functions(
@@ -155,23 +174,31 @@ def build_functions(
         learning_rate=config.optim.learning_rate, power=config.optim.power, steps=config.steps
     )
     optimizer = optim.make_optimizer(schedule, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
-    train_step = make_train_step(
-        model,
-        build_objective(config, ignore_id),
-        optimizer,
-        schedule,
-        seed=config.seed,
-        teacher_momentum=config.teacher_momentum,
-        parts=config.accumulate,
-        group_size=group_size(config),
-        mean_pixel=mean_pixel(config),
-        ignore_id=ignore_id,
-        shardings=shardings,
-    )
+    parts = {"parts": config.accumulate, "group_size": group_size(config), "shardings": shardings}
+
+    def bind(config: ml_collections.ConfigDict) -> Callable:
+        return make_binding(
+            model,
+            build_objective(config, ignore_id, shardings),
+            seed=config.seed,
+            mean_pixel=mean_pixel(config),
+            ignore_id=ignore_id,
+            mask_cutout=config.loss.mask_cutout,
+        )
+
+    def train_step(config: ml_collections.ConfigDict) -> Callable:
+        return make_train_step(
+            model, bind(config), optimizer, schedule, teacher_momentum=config.teacher_momentum, **parts
+        )
+
+    supervised = config.copy_and_resolve_references()
+    supervised.objective = "supervised"
     return Functions(
         model,
         make_init(model, optimizer, with_teacher=config.teacher_momentum > 0, shardings=shardings),
-        train_step,
+        train_step(config),
+        train_step(supervised),
+        make_gradient_norms(bind(config), **parts),
         make_eval_step(
             model,
             num_classes=num_classes,
@@ -179,4 +206,5 @@ def build_functions(
             ignore_id=ignore_id,
             shardings=shardings,
         ),
+        config.loss.delay,
     )

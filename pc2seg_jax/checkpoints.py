@@ -10,12 +10,14 @@ from pc2seg_jax.errors import UserError
 from pc2seg_jax.types import TrainState, Tree
 
 METRIC = "miou"
+MODEL, TRAIN = ("params", "batch_stats", "teacher"), ("step", "opt_state")  # fields of the state in either item
 
 
 class Checkpoints:
     """The checkpoints of one run, in `<workdir>/checkpoints/<step>/{model,train}`.
 
-    `model` holds parameters and batch statistics, `train` the optimiser's state, so that evaluation reads only `model`.
+    `model` holds parameters and batch statistics, the teacher's, too, and `train` the optimiser's state, so that
+    evaluation reads only `model`.
     Kept are the latest step and the best one by mIoU. Use as a context manager: leaving it waits for the pending write.
     """
 
@@ -71,8 +73,8 @@ class Checkpoints:
         """Starts to write the state of `state.step` with its validation mIoU; returns before the write has ended."""
         step = int(state.step)
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
-            train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "teacher": state.teacher}),
+            model=ocp.args.StandardSave({name: getattr(state, name) for name in MODEL}),
+            train=ocp.args.StandardSave({name: getattr(state, name) for name in TRAIN}),
         )
         if not self._manager.save(step, args=items, metrics={METRIC: float(miou)}):
             raise RuntimeError(f"step {step} was not saved: a checkpoint of this or a later step exists")
@@ -83,16 +85,25 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                model=ocp.args.StandardRestore({"params": abstract.params, "batch_stats": abstract.batch_stats}),
-                train=ocp.args.StandardRestore(
-                    {"step": abstract.step, "opt_state": abstract.opt_state, "teacher": abstract.teacher}
-                ),
+                model=ocp.args.StandardRestore({name: getattr(abstract, name) for name in MODEL}),
+                train=ocp.args.StandardRestore({name: getattr(abstract, name) for name in TRAIN}),
             ),
         )
         return TrainState(**restored.model, **restored.train)
 
-    def restore_model(self, step: int, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """(params, batch_stats) of `step`; the arguments give shapes, types and shardings."""
-        abstract = {"params": params, "batch_stats": batch_stats}
-        model = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(abstract))).model
-        return model["params"], model["batch_stats"]
+    def restore_model(self, step: int, like: dict[str, Tree]) -> dict[str, Tree]:
+        """{"params", "batch_stats", "teacher"} of `step`; the argument gives shapes, types and shardings."""
+        return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like))).model
+
+
+def save_state(folder: pathlib.Path, state: TrainState) -> None:
+    """Writes one state, and waits for it. A state that `folder` holds is replaced."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), state._asdict(), force=True)
+
+
+def load_state(folder: pathlib.Path, like: TrainState) -> TrainState:
+    """What `save_state` wrote. like: as in `Checkpoints.restore`."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+    with ocp.StandardCheckpointer() as checkpointer:
+        return TrainState(**checkpointer.restore(folder.absolute(), abstract))

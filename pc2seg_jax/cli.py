@@ -29,7 +29,7 @@ def _parse(argv: list[str]) -> list[str]:
     """Reads the flags and, where there is one, runs the configuration file, which may raise anything."""
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
+        if "config" in flags.FLAGS and flags.FLAGS["config"].present:
             _check_config(flags.FLAGS["config"])
     except UserError as error:
         _fail(str(error))

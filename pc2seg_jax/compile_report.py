@@ -1,6 +1,7 @@
 """What the compiler says of a training step: memory, operations and communication, before anything is run."""
 
 import collections
+import os
 import re
 import time
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import ml_collections
 
 from pc2seg_jax import build
 from pc2seg_jax.chips import CHIPS
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.parallel import Shardings
 from pc2seg_jax.types import Crops, TrainState
@@ -49,6 +51,37 @@ class Report(NamedTuple):
     memory: dict[str, int]
     collectives: list[Collective]
     compile_seconds: float
+
+
+def topology_devices(topology: str) -> list:
+    """The devices of a slice such as "v5e:2x4", to compile for, or, for "", those at hand.
+
+    Raises:
+      UserError: when the topology is unknown, or the compiler of TPUs is not installed.
+    """
+    if not topology:
+        return jax.devices()
+    # libtpu otherwise asks a metadata server, which exists on TPU machines only, complains about what it did not find,
+    # and serves one process at a time.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")  # never start the TPU runtime of the library
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(topology, "tpu").devices
+    except Exception as error:  # the library raises several types, all for the same two reasons
+        raise UserError(
+            f"--topology={topology} cannot be described ({error}): expected a kind and a shape such as v5e:2x4, and "
+            "the compiler of TPUs, which `pip install libtpu` installs"
+        ) from error
 
 
 def abstract_inputs(

@@ -6,8 +6,6 @@ With --topology, for the chips of a pod that is not at hand: needs `pip install 
 devices of this machine. No data is read; the number of classes is a flag.
 """
 
-import os
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -27,39 +25,12 @@ _CLASSES = flags.DEFINE_integer("num_classes", 21, "Classes, which the dataset w
 flags.mark_flag_as_required("config")
 
 
-def _devices(topology: str) -> list:
-    """The devices of a topology, or those at hand."""
-    if not topology:
-        return jax.devices()
-    # libtpu otherwise asks a metadata server, which exists on TPU machines only, complains about what it did not find,
-    # and serves one process at a time.
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-        ("TPU_STDERR_LOG_LEVEL", "3"),
-        ("TPU_MIN_LOG_LEVEL", "3"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ):
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # never start the TPU runtime of the library
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # the library raises several types, all for the same two reasons
-        raise UserError(
-            f"--topology={topology} cannot be described ({error}): expected a kind and a shape such as v5e:2x4, and "
-            "the compiler of TPUs, which `pip install libtpu` installs"
-        ) from error
-
-
 def main(argv: list[str]) -> None:
     del argv
     config = _CONFIG.value
     config.data.root = config.data.root or "not read"
     validate(config, build.CHOICES)
-    shardings = make_shardings(devices=_devices(_TOPOLOGY.value))
+    shardings = make_shardings(devices=compile_report.topology_devices(_TOPOLOGY.value))
     build.check_devices(config, shardings)
     try:
         _, report = compile_report.compile_step(config, num_classes=_CLASSES.value, shardings=shardings)

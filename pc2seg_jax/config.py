@@ -24,6 +24,57 @@ def default_config() -> ml_collections.ConfigDict:
     c.teacher_momentum = 0.0  # 0: the network itself sees the weak view; else its moving average does (VOC 1/16: 0.99)
     c.init_from = ""  # a run's folder, a file or a name of weights (README, Weights), or "" for random weights
 
+    _set_data_defaults(c)
+
+    c.model = ml_collections.ConfigDict()
+    c.model.backbone = "resnet50_beta"
+    c.model.width = 64  # channels of the first convolution; 64 is the paper's network
+    c.model.head_width = 256  # channels of ASPP and decoder
+    c.model.low_level_width = 48  # channels of the decoder's low-level input
+    c.model.output_stride = 16  # 8 | 16
+    c.model.multi_grid = (1, 2, 4)  # dilation factors of the units of block 4
+    c.model.aspp_rates = (6, 12, 18)
+    c.model.dropout_rate = 0.1
+    c.model.backbone_decay = 0.0  # decay of the batch-norm running statistics; 0: the backbone's own (ResNet beta 0.95)
+    c.model.head_decay = 0.9997
+    c.model.contrast_layers = ("conv5",)  # of conv3, conv4, conv5, encoder, decoder; the losses of several add up
+    c.model.projection_dim = 128
+    c.model.shared_projection = False  # one projection for both views, not one for each (Sec. 4.3)
+    c.model.remat = False  # compute every backbone block again in the backward pass: less memory, a third more time
+    c.model.dtype = "bfloat16"  # activations; parameters, statistics and losses are float32
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.feature_loss = "pixel_contrast"  # pixel_contrast | pixel_consistency | image_contrast (columns of Tab. 9)
+    c.loss.contrast_weight = 0.3  # lambda_1, of the feature loss; 0: none
+    c.loss.label_loss = "cosine"  # cosine (eq. 3) | cross_entropy (rows of Tab. 9)
+    c.loss.consistency_weight = 1.0  # lambda_2, of the label loss; 0: none
+    c.loss.contrast_temperature = 0.07  # tau of eq. 4
+    c.loss.sharpening_temperature = 0.5  # divides the weak logits in eq. 3
+    c.loss.num_negatives = 200
+    c.loss.strategy = "different_image_pseudo_label"
+    c.loss.sampling = "window"  # window | full: candidates that an anchor looks at (ops/contrastive.py)
+    c.loss.window = 0  # of so many candidates; 0: five per negative, 1024 or more
+    c.loss.mask_cutout = True  # pixels under Cutout take no part in the unlabelled losses
+    c.loss.delay = 0  # steps of supervised training before the unlabelled losses begin (Tab. 11)
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.learning_rate = 0.007
+    c.optim.power = 0.9  # polynomial decay to 0 over all steps
+    c.optim.momentum = 0.9
+    c.optim.weight_decay = 1e-4  # on convolution kernels that are not depthwise
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.batch_size = 8
+    c.eval.size = (0, 0)  # images are padded, never resized, to this height and width; 0: fits the largest val image
+    c.eval.mean_without = ()  # names of classes: a second mean IoU leaves them out
+    c.eval.every = 2_000  # steps between evaluations on val, each followed by a checkpoint
+
+    c.log_every = 50
+    c.log_gradient_norms = False  # at logged steps measure the gradient of every loss alone: a backward pass for each
+    return c
+
+
+def _set_data_defaults(c: ml_collections.ConfigDict) -> None:
     c.data = ml_collections.ConfigDict()
     c.data.dataset = "folder"  # shapes | folder | voc2012 | cityscapes | coco
     c.data.root = (
@@ -55,45 +106,6 @@ def default_config() -> ml_collections.ConfigDict:
     c.augment.hue = 0.25  # strong view: turn from U[-h, h)
     c.augment.cutout_size = 100  # strong view: side of the erased square; 0: none
 
-    c.model = ml_collections.ConfigDict()
-    c.model.backbone = "resnet50_beta"
-    c.model.width = 64  # channels of the first convolution; 64 is the paper's network
-    c.model.head_width = 256  # channels of ASPP and decoder
-    c.model.low_level_width = 48  # channels of the decoder's low-level input
-    c.model.output_stride = 16  # 8 | 16
-    c.model.multi_grid = (1, 2, 4)  # dilation factors of the units of block 4
-    c.model.aspp_rates = (6, 12, 18)
-    c.model.dropout_rate = 0.1
-    c.model.backbone_decay = 0.0  # decay of the batch-norm running statistics; 0: the backbone's own (ResNet beta 0.95)
-    c.model.head_decay = 0.9997
-    c.model.contrast_layers = ("conv5",)  # of conv3, conv4, conv5, encoder, decoder; the losses of several add up
-    c.model.projection_dim = 128
-    c.model.remat = False  # compute every backbone block again in the backward pass: less memory, a third more time
-    c.model.dtype = "bfloat16"  # activations; parameters, statistics and losses are float32
-
-    c.loss = ml_collections.ConfigDict()
-    c.loss.contrast_weight = 0.3  # lambda_1
-    c.loss.consistency_weight = 1.0  # lambda_2
-    c.loss.contrast_temperature = 0.07  # tau of eq. 4
-    c.loss.sharpening_temperature = 0.5  # divides the weak logits in eq. 3
-    c.loss.num_negatives = 200
-    c.loss.strategy = "different_image_pseudo_label"
-
-    c.optim = ml_collections.ConfigDict()
-    c.optim.learning_rate = 0.007
-    c.optim.power = 0.9  # polynomial decay to 0 over all steps
-    c.optim.momentum = 0.9
-    c.optim.weight_decay = 1e-4  # on convolution kernels that are not depthwise
-
-    c.eval = ml_collections.ConfigDict()
-    c.eval.batch_size = 8
-    c.eval.size = (0, 0)  # images are padded, never resized, to this height and width; 0: fits the largest val image
-    c.eval.mean_without = ()  # names of classes: a second mean IoU leaves them out
-    c.eval.every = 2_000  # steps between evaluations on val, each followed by a checkpoint
-
-    c.log_every = 50
-    return c
-
 
 _POSITIVE = (
     "steps",
@@ -117,6 +129,8 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "group_size",
     "data.max_side",
+    "loss.window",
+    "loss.delay",
     "augment.cutout_size",
     "loss.contrast_weight",
     "loss.consistency_weight",
@@ -206,6 +220,11 @@ def _validate_groups(c: ml_collections.ConfigDict) -> None:
     if c.objective == "supervised":
         return
     _require(
+        c.loss.delay < c.steps,
+        f"config.loss.delay is {c.loss.delay}, expected less than config.steps ({c.steps}): the unlabelled losses "
+        "would never begin; use --config.objective=supervised for that",
+    )
+    _require(
         c.group_size > 0 or c.batch_labeled == c.batch_unlabeled,
         f"config.group_size is 0 (one group per stream), which needs config.batch_labeled ({c.batch_labeled}) equal to "
         f"config.batch_unlabeled ({c.batch_unlabeled})",
@@ -217,6 +236,19 @@ def _validate_groups(c: ml_collections.ConfigDict) -> None:
     if c.loss.contrast_weight == 0:
         return
     group = c.group_size or c.batch_unlabeled
+    _require(
+        group > 1 or c.loss.feature_loss != "image_contrast",
+        "config.loss.feature_loss is 'image_contrast', whose negatives are the other images of a group, but a group "
+        "holds one image: set config.group_size to 2 or more",
+    )
+    if c.loss.feature_loss != "pixel_contrast":
+        return
+    window = c.loss.window
+    _require(
+        window == 0 or window >= c.loss.num_negatives,
+        f"config.loss.window is {window}, expected at least config.loss.num_negatives ({c.loss.num_negatives}), better "
+        "five times as many, or 0 for that",
+    )
     _require(
         group > 1 or not c.loss.strategy.startswith("different_image"),
         f"config.loss.strategy is {c.loss.strategy!r}, which needs negatives from another image, but a group holds one "

@@ -31,9 +31,10 @@ def main(argv: list[str]) -> None:
         shardings=run.shardings,
     )
     batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value, run.shardings)
-    confusion = evaluation.evaluate(eval_step, run.params, run.batch_stats, batches, run.shardings)
+    networks = evaluation.networks_of(run.params, run.batch_stats, run.teacher)
+    confusions = evaluation.evaluate(eval_step, networks, batches, run.shardings)
     result = evaluation.summarize(
-        confusion, run.info, step=run.step, split=_SPLIT.value, mean_without=run.config.eval.mean_without
+        confusions, run.info, step=run.step, split=_SPLIT.value, mean_without=run.config.eval.mean_without
     )
     path = evaluation.write(folder, result)
     print(evaluation.table(result))

@@ -25,7 +25,8 @@ def count_flops(jaxpr: Any) -> float:
             total += max(count_flops(branch.jaxpr) for branch in equation.params["branches"])
         else:
             inner = sum(count_flops(sub) for sub in _inner(equation.params))
-            total += inner * (equation.params["length"] if name == "scan" else 1)
+            times = {"scan": lambda p: p["length"], "shard_map": lambda p: p["mesh"].size}  # the inside is a device's
+            total += inner * times.get(name, lambda p: 1)(equation.params)
     return total
 
 

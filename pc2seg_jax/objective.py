@@ -1,22 +1,38 @@
 """The training objectives. `pc2seg` is the method of the paper in one function."""
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.ops.contrastive import pixel_contrast
-from pc2seg_jax.ops.losses import Average, cosine_consistency, cross_entropy, masked_average
+from pc2seg_jax.ops.image_contrast import image_contrast
+from pc2seg_jax.ops.losses import (
+    Average,
+    average_per_class,
+    cosine_consistency,
+    cosine_distance,
+    cross_entropy,
+    cross_entropy_consistency,
+    masked_average,
+)
+from pc2seg_jax.parallel import map_groups, to_groups
 from pc2seg_jax.resize import resize_bilinear, subsample_nearest
-from pc2seg_jax.types import Array, Batch, Labeled, Outputs, Tree, Unlabeled
+from pc2seg_jax.types import Array, Batch, GroupSpan, Labeled, Outputs, Tree, Unlabeled
+
+LABEL_LOSSES = {"cosine": cosine_consistency, "cross_entropy": cross_entropy_consistency}
+FEATURE_LOSSES = ("pixel_contrast", "pixel_consistency", "image_contrast")
 
 
 class Result(NamedTuple):
     """What an objective finds on a batch, or on one part of it.
 
-    terms: {name: Average}, to log and to learn from; those of the parts of a batch add up to the batch's.
+    terms: {name: Average}, to log and to learn from; those of the parts of a batch add up to the batch's. Terms with
+      one mean per class are for the log alone.
     weights: of the terms that make the loss. The counts of these depend on the data alone, never on the network.
     moments: of batch normalisation, stream by stream in the order in which they enter the running statistics.
     """
@@ -42,16 +58,12 @@ def _supervised_loss(outputs: Outputs, labeled: Labeled, ignore_id: int) -> Aver
     return masked_average(cross_entropy(logits, labeled.label, ignore_id=ignore_id), labeled.label != ignore_id)
 
 
-def _to_groups(tree: Tree, blocks: int) -> Tree:
-    return jax.tree.map(lambda x: x.reshape(blocks, -1, *x.shape[1:]), tree)
-
-
 def _join(a: Array, b: Array, blocks: int) -> Array:
     """Joins two batches block by block: [blocks * a] and [blocks * b] images -> [blocks * (a + b)].
 
     Joining whole batches along the sharded axis would move images between devices; within a block nothing moves.
     """
-    x = jnp.concatenate([_to_groups(a, blocks), _to_groups(b, blocks)], axis=1)
+    x = jnp.concatenate([to_groups(a, blocks), to_groups(b, blocks)], axis=1)
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -79,36 +91,112 @@ def supervised(
     return Result(terms, {"loss/supervised": 1.0}, (moments,))
 
 
-def _contrast(
+class FeatureSettings(NamedTuple):
+    """The feature-space loss of `pc2seg`, weighted by lambda_1, under the names of the configuration.
+
+    feature_loss: of `FEATURE_LOSSES` (columns of Tab. 9). The others: of `ops.contrastive`, where sampling is `method`.
+    """
+
+    feature_loss: str
+    contrast_temperature: float
+    num_negatives: int
+    strategy: str
+    sampling: str
+    window: int
+
+
+def _feature_terms(
+    views: dict[str, Array], keys: Array, span: GroupSpan, *, settings: FeatureSettings, ignore_id: int
+) -> dict[str, tuple[Array, Array]]:
+    """{term: (values, mask)} of one layer for `map_groups`; the loss is called "loss".
+
+    Args:
+      views: weak, strong [G, g', h, w, D] projected features, probs, valid, label [G, g', h, w, ...].
+    """
+    weak, strong, valid = views["weak"], views["strong"], views["valid"]
+    if settings.feature_loss == "pixel_consistency":
+        return {"loss": (cosine_distance(weak, strong), valid)}
+    if settings.feature_loss == "image_contrast":
+        return {"loss": image_contrast(weak, strong, valid, temperature=settings.contrast_temperature, span=span)}
+    values, mask, stats = pixel_contrast(
+        weak,
+        strong,
+        views["probs"],
+        valid,
+        keys,
+        strategy=settings.strategy,
+        num_negatives=settings.num_negatives,
+        temperature=settings.contrast_temperature,
+        method=settings.sampling,
+        window=settings.window,
+        label=views["label"],
+        ignore_id=ignore_id,
+        span=span,
+    )
+    terms = {
+        "loss": (values, stats.valid),
+        "positive_cosine": (stats.positive_cosine, mask),
+        "negative_cosine": (stats.negative_cosine, mask),
+        "num_negatives": (stats.num_negatives, stats.valid),
+        "num_candidates": (stats.num_candidates, stats.valid),
+        "exact_fraction": (stats.exact, stats.valid),
+        # The loss of features that tell nothing: all cosines are equal.
+        "loss_at_chance": (jnp.log1p(stats.num_negatives), stats.valid),
+    }
+    if views["label"] is not None:
+        terms["false_negative_rate"] = (stats.false_negative_rate, stats.measured)
+    return terms
+
+
+def _feature_losses(
     weak: dict[str, Array],
     strong: dict[str, Array],
     probabilities: Array,
     unlabeled: Unlabeled,
     keys: Array,
-    **settings,
+    *,
+    settings: FeatureSettings,
+    ignore_id: int,
+    group_size: int,
+    mesh: Mesh | None,
 ) -> tuple[dict[str, Average], tuple[str, ...]]:
-    """The contrastive losses of all layers (projected features by layer) with what else to log, and their names."""
+    """The feature-space losses of all layers (projected features by layer) with what else to log, and their names."""
     terms, losses = {}, []
-    groups = len(keys)
+    kind = {"pixel_consistency": "feature_consistency", "image_contrast": "image_contrast"}
     for layer in weak:
         cells = weak[layer].shape[1:3]
-        labels = None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells)
-        valid = subsample_nearest(unlabeled.valid, cells) > 0
-        tensors = weak[layer], strong[layer], resize_bilinear(probabilities, cells), valid
-        values, mask, stats = pixel_contrast(
-            *_to_groups(tensors, groups), keys, label=_to_groups(labels, groups), **settings
-        )
+        views = {
+            "weak": weak[layer],
+            "strong": strong[layer],
+            "probs": resize_bilinear(probabilities, cells),
+            "valid": subsample_nearest(unlabeled.valid, cells) > 0,
+            "label": None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells),
+        }
+        function = functools.partial(_feature_terms, settings=settings, ignore_id=ignore_id)
+        found = map_groups(function, views, keys, group_size=group_size, mesh=mesh)
+        name = kind.get(settings.feature_loss, "contrast")
         # One layer is the rule; where there are several, each has its own lines in the log.
-        name = "contrast" if len(weak) == 1 else f"contrast_{layer}"
+        name = name if len(weak) == 1 else f"{name}_{layer}"
+        averages = {term: masked_average(values, mask) for term, (values, mask) in found.items()}
+        terms[f"loss/{name}"] = averages.pop("loss")
         losses.append(f"loss/{name}")
-        terms[f"loss/{name}"] = masked_average(values, stats.valid)
-        terms[f"{name}/positive_cosine"] = masked_average(stats.positive_cosine, mask)
-        terms[f"{name}/negative_cosine"] = masked_average(stats.negative_cosine, mask)
-        terms[f"{name}/num_negatives"] = masked_average(stats.num_negatives, stats.valid)
-        terms[f"{name}/num_candidates"] = masked_average(stats.num_candidates, stats.valid)
-        if labels is not None:
-            terms[f"{name}/false_negative_rate"] = masked_average(stats.false_negative_rate, stats.measured)
+        terms |= {f"{name}/{term}": average for term, average in averages.items()}
     return terms, tuple(losses)
+
+
+def _describe_pseudo_labels(logits: Array, valid: Array, label: Array | None, ignore_id: int) -> dict[str, Average]:
+    """What the weak view predicts: confidence, share of every class, and accuracy where there is ground truth."""
+    probabilities = jax.lax.stop_gradient(jax.nn.softmax(logits))
+    predicted = probabilities.argmax(-1)
+    members = average_per_class(jnp.ones(predicted.shape, jnp.float32), predicted, valid, logits.shape[-1])
+    all_valid = jnp.sum(valid, dtype=jnp.float32)
+    terms = {
+        "pseudo_label/confidence": masked_average(probabilities.max(-1), valid),
+        "pseudo_label/share": Average(members.total, jnp.broadcast_to(all_valid, members.total.shape)),
+    }
+    if label is not None:
+        terms["pseudo_label/accuracy"] = masked_average(predicted == label, valid & (label != ignore_id))
+    return terms
 
 
 def pc2seg(
@@ -122,16 +210,16 @@ def pc2seg(
     group_size: int,
     ignore_id: int,
     contrast_weight: float,
+    features: FeatureSettings,
     consistency_weight: float,
-    contrast_temperature: float,
+    label_loss: str,
     sharpening_temperature: float,
-    num_negatives: int,
-    strategy: str,
+    mesh: Mesh | None = None,
 ) -> Result:
     """L = CE(labelled) + lambda_1 * contrast(weak, strong) + lambda_2 * consistency(weak, strong), eqs. 1-4.
 
     The weak view is a forward pass without gradient; its logits are the pseudo-labels of the consistency loss and
-    weight the negatives, and its features reach the contrastive loss through a projection head of their own, which is
+    weight the negatives, and its features reach the feature-space loss through a projection head of their own, which is
     trained. Labelled and strong images share a second pass, each in groups of their own, so that batch normalisation
     never mixes the streams. The running statistics see labelled, weak and strong groups in this order. With a teacher,
     the weak view is the teacher's, which the statistics do not see; both projection heads remain the network's.
@@ -146,6 +234,8 @@ def pc2seg(
         of a group (negatives: from its first image) comes from there, whatever else is in the batch.
       teacher: the state's, {"params", "batch_stats"} or {}.
       group_size: images per group; divides B and U.
+      label_loss: of `LABEL_LOSSES`, weighted by lambda_2 (rows of Tab. 9).
+      mesh: the devices that may share a group.
     """
     labeled, unlabeled = batch
     keys_weak, keys_strong, keys_negatives = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys.unlabeled)
@@ -167,25 +257,28 @@ def pc2seg(
     moments_labeled, moments_strong = _split(moments, *groups, blocks)
 
     terms, weights = {"loss/supervised": _supervised_loss(outputs, labeled, ignore_id)}, {"loss/supervised": 1.0}
+    cells = weak.logits.shape[1:3]
+    valid = subsample_nearest(unlabeled.valid, cells) > 0
+    label = None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells)
+    terms |= _describe_pseudo_labels(weak.logits, valid, label, ignore_id)
     if consistency_weight:
-        valid = subsample_nearest(unlabeled.valid, weak.logits.shape[1:3]) > 0
-        distance = cosine_consistency(weak.logits, strong.logits, temperature=sharpening_temperature)
+        distance = LABEL_LOSSES[label_loss](weak.logits, strong.logits, temperature=sharpening_temperature)
         terms["loss/consistency"] = masked_average(distance, valid)
-        terms["pseudo_label/confidence"] = masked_average(jax.nn.softmax(weak.logits).max(-1), valid)
+        terms["consistency"] = average_per_class(distance, weak.logits.argmax(-1), valid, weak.logits.shape[-1])
         weights["loss/consistency"] = consistency_weight
     if contrast_weight:
         projected = (
             model.project(params, view.features, branch=branch) for view, branch in ((weak, "weak"), (strong, "strong"))
         )
-        measured, losses = _contrast(
+        measured, losses = _feature_losses(
             *projected,
             jax.nn.softmax(weak.logits),
             unlabeled,
             keys_negatives[::group_size],
-            strategy=strategy,
-            num_negatives=num_negatives,
-            temperature=contrast_temperature,
+            settings=features,
             ignore_id=ignore_id,
+            group_size=group_size,
+            mesh=mesh,
         )
         terms |= measured
         weights |= dict.fromkeys(losses, contrast_weight)

@@ -15,7 +15,7 @@ from pc2seg_jax.types import Tree
 
 
 class Run(NamedTuple):
-    """A run and one of its checkpoints."""
+    """A run and one of its checkpoints. teacher: {"params", "batch_stats"}, or {} where the run keeps none."""
 
     config: ml_collections.ConfigDict
     info: workdir_lib.DatasetInfo
@@ -23,6 +23,7 @@ class Run(NamedTuple):
     model: Model
     params: Tree
     batch_stats: Tree
+    teacher: Tree
     shardings: Shardings
 
 
@@ -35,9 +36,10 @@ def restore(workdir: pathlib.Path, which: str, shardings: Shardings | None = Non
     config, info = workdir_lib.load(workdir)
     shardings = shardings or make_shardings()
     model = build.build_model(config, len(info.class_names))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = dict(zip(("params", "batch_stats"), jax.eval_shape(model.init, jax.random.key(0)), strict=True))
+    shapes |= {"teacher": dict(shapes) if config.teacher_momentum else {}}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings.replicated), shapes)
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.find(which)
-        params, batch_stats = checkpoints.restore_model(step, *shapes)
-    return Run(config, info, step, model, params, batch_stats, shardings)
+        restored = checkpoints.restore_model(step, shapes)
+    return Run(config, info, step, model, **restored, shardings=shardings)

@@ -97,49 +97,102 @@ def make_gradient(objective: Callable, *, parts: int, group_size: int) -> Callab
     return gradient
 
 
-def make_train_step(
+def make_binding(
     model: Model,
     objective: Callable,
+    *,
+    seed: int,
+    mean_pixel: tuple[float, float, float],
+    ignore_id: int,
+    mask_cutout: bool,
+) -> Callable:
+    """`bind(state, crops) -> (evaluate, keys)`: what a step computes before it learns, with its own randomness.
+
+    `evaluate(params, crops, keys) -> objective.Result` is for `make_gradient`; the crops may be a part of the batch.
+
+    Args:
+      objective: `(model, params, batch_stats, batch, keys, teacher=...) -> objective.Result`.
+      mean_pixel, ignore_id, mask_cutout: see `make_views`.
+    """
+
+    def bind(state: TrainState, crops: Crops) -> tuple[Callable, Batch]:
+        def evaluate(params: Tree, crops: Crops, keys: Batch) -> Result:
+            batch = make_views(crops, mean_pixel=mean_pixel, ignore_id=ignore_id, mask_cutout=mask_cutout)
+            return objective(model, params, state.batch_stats, batch, keys, teacher=state.teacher)
+
+        return evaluate, image_keys(jax.random.fold_in(jax.random.key(seed), state.step), crops)
+
+    return bind
+
+
+def make_gradient_norms(bind: Callable, *, parts: int, group_size: int, shardings: Shardings) -> Callable:
+    """`gradient_norms(state, crops) -> {"gradient_norm/<loss>": norm}` of every weighted loss alone, jitted.
+
+    One backward pass per loss, so not a part of every step. Arguments as `make_train_step`.
+    """
+
+    def gradient_norms(state: TrainState, crops: Crops) -> dict[str, Array]:
+        evaluate, keys = bind(state, crops)
+        names = []
+        jax.eval_shape(lambda: names.extend(evaluate(state.params, crops, keys).weights))
+        norms = {}
+        for name in names:
+
+            def alone(*inputs: Tree, name: str = name) -> Result:
+                result = evaluate(*inputs)
+                return result._replace(weights={name: result.weights[name]})
+
+            gradients = make_gradient(alone, parts=parts, group_size=group_size)(state.params, crops, keys)[0]
+            norms[name.replace("loss/", "gradient_norm/")] = optax.tree.norm(gradients)
+        return norms
+
+    replicated = shardings.replicated
+    return jax.jit(gradient_norms, in_shardings=(replicated, shardings.data), out_shardings=replicated)
+
+
+def make_train_step(
+    model: Model,
+    bind: Callable,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
-    seed: int,
     teacher_momentum: float,
     parts: int,
     group_size: int,
-    mean_pixel: tuple[float, float, float],
-    ignore_id: int,
     shardings: Shardings,
 ) -> Callable:
     """`train_step(state, crops) -> (state, metrics)`, jitted over the mesh with the state donated.
 
-    A pure function: its randomness is fold_in(seed, step). Metrics are float32 scalars of the global batch.
+    A pure function: its randomness is fold_in(seed, step). Metrics are float32 of the global batch, scalars or one
+    value per class; nan where nothing was measured.
+
+    A step whose loss or gradient is not finite changes nothing, and neither do the steps after it: the state's `step`
+    turns negative, -1 - step, and `finite` of the metrics is 0.
 
     Args:
-      objective: `(model, params, batch_stats, batch, keys, teacher=...) -> objective.Result`.
+      bind: see `make_binding`. parts, group_size: see `make_gradient`.
       teacher_momentum: m of teacher <- m * teacher + (1 - m) * (params, batch_stats), where the state has a teacher.
-      parts, group_size: see `make_gradient`. mean_pixel, ignore_id: see `make_views`.
     """
 
     def train_step(state: TrainState, crops: Crops) -> tuple[TrainState, dict]:
-        def evaluate(params: Tree, crops: Crops, keys: Batch) -> Result:
-            batch = make_views(crops, mean_pixel=mean_pixel, ignore_id=ignore_id)
-            return objective(model, params, state.batch_stats, batch, keys, teacher=state.teacher)
-
-        keys = image_keys(jax.random.fold_in(jax.random.key(seed), state.step), crops)
+        evaluate, keys = bind(state, crops)
         gradient = make_gradient(evaluate, parts=parts, group_size=group_size)
         gradients, loss, terms, moments = gradient(state.params, crops, keys)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics = {"loss": loss} | {name: average.value() for name, average in terms.items()}
+        metrics = {"loss": loss} | {name: average.measured() for name, average in terms.items()}
         metrics["learning_rate"] = schedule(state.step)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"]) & (state.step >= 0)
+        metrics["finite"] = finite.astype(jnp.float32)
         params = optax.apply_updates(state.params, updates)
         batch_stats = functools.reduce(model.update_statistics, moments, state.batch_stats)
         teacher = state.teacher
         if teacher:
             student = {"params": params, "batch_stats": batch_stats}
             teacher = optax.incremental_update(student, teacher, 1.0 - teacher_momentum)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, teacher), metrics
+        updated = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
+        stopped = state._replace(step=jnp.where(state.step >= 0, -1 - state.step, state.step))
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, stopped), metrics
 
     replicated = shardings.replicated
     return jax.jit(

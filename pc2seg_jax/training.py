@@ -14,10 +14,13 @@ from pc2seg_jax.config import validate
 from pc2seg_jax.data import pipeline
 from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.failures import stop_if_not_finite
 from pc2seg_jax.initialization import initialize, starting_state
 from pc2seg_jax.parallel import Shardings, make_shardings, prefetch_to_devices
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState
-from pc2seg_jax.writers import MetricWriter, Progress
+from pc2seg_jax.writers import MetricWriter, Progress, flatten_metrics, peak_memory_gb
+
+ENOUGH_EXACT = 0.95  # share of the anchors whose draw is exact, below which the log says so
 
 
 def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> workdir_lib.DatasetInfo:
@@ -75,6 +78,44 @@ def evaluation_batches(
     )
 
 
+def evaluate(
+    functions: build.Functions,
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    info: workdir_lib.DatasetInfo,
+    shardings: Shardings,
+) -> dict:
+    """The result of a state, and of its teacher, on val."""
+    confusions = evaluation.evaluate(
+        functions.eval_step,
+        evaluation.networks_of(state.params, state.batch_stats, state.teacher),
+        evaluation_batches(config, dataset, info, "val", shardings),
+        shardings,
+    )
+    return evaluation.summarize(
+        confusions, info, step=int(state.step), split="val", mean_without=config.eval.mean_without
+    )
+
+
+def scores(result: dict) -> dict[str, float]:
+    """What the log keeps of a result."""
+    log = {f"val/{name}": result[name] for name in ("miou", "pixel_accuracy")}
+    return log | ({"val/teacher_miou": result["teacher"]["miou"]} if "teacher" in result else {})
+
+
+def warn_of_inexact_draws(values: dict[str, float], config: ml_collections.ConfigDict) -> str:
+    """A sentence where too many anchors looked at too few candidates, else ""."""
+    least = min((value for name, value in values.items() if name.endswith("exact_fraction")), default=1.0)
+    if least >= ENOUGH_EXACT:
+        return ""
+    return (
+        f"warning: {1 - least:.0%} of the anchors found fewer than {config.loss.num_negatives} negatives in their "
+        "window and use those: raise --config.loss.window (0 means five candidates per negative, at least 1024) or "
+        "lower --config.loss.num_negatives in a new run"
+    )
+
+
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str | pathlib.Path, shardings: Shardings | None = None
 ) -> dict:
@@ -83,7 +124,7 @@ def train_and_evaluate(
     Every `config.eval.every` steps, and at the end, the state is evaluated on val and checkpointed.
 
     Raises:
-      UserError: on a configuration, dataset or workdir that cannot be used.
+      UserError: on a configuration, dataset or workdir that cannot be used, and on a step that is not finite.
     """
     workdir = pathlib.Path(workdir)
     validate(config, build.CHOICES)
@@ -108,43 +149,43 @@ def train_and_evaluate(
             progress.message(f"{role}: {split.count} images ({split.name}, sha256 {split.sha256[:8]})")
         progress.message(f"steps {start} to {config.steps}, {workdir}, from {origin}")
 
-        def evaluate(state: TrainState) -> dict:
-            confusion = evaluation.evaluate(
-                functions.eval_step,
-                state.params,
-                state.batch_stats,
-                evaluation_batches(config, dataset, info, "val", shardings),
-                shardings,
-            )
-            result = evaluation.summarize(
-                confusion, info, step=int(state.step), split="val", mean_without=config.eval.mean_without
-            )
-            evaluation.write(workdir, result)
-            return result
-
-        result, metrics = None, None
+        result, metrics, crops, warned = None, None, None, False
         batches = prefetch_to_devices(training_batches(config, dataset, start), shardings.data)
         try:
             for step in range(start + 1, config.steps + 1):
-                previous = metrics
-                state, metrics = functions.train_step(state, next(batches))
-                jax.block_until_ready(previous)  # one step queues behind the other, and no more batches than theirs
-                if step == start + 1:  # compiled in this step
+                logs = step % config.log_every == 0 or step == config.steps
+                evaluates = step % config.eval.every == 0 or step == config.steps
+                before, crops = (metrics, crops), next(batches)
+                norms = {}
+                if logs and config.log_gradient_norms:
+                    with progress.paused():
+                        norms = jax.block_until_ready(functions.gradient_norms(state, crops))
+                state, metrics = functions.step(step)(state, crops)
+                # One step queues behind the other, and no more batches than theirs.
+                for done, of in (before, *([(metrics, crops)] if logs or evaluates else [])):
+                    if done is not None:
+                        stop_if_not_finite(done, state, of, workdir)
+                if step in (start + 1, config.loss.delay + 1):  # compiled in this step
                     jax.block_until_ready(metrics)
                     progress.start(step)
-                if step % config.log_every == 0 or step == config.steps:
-                    values = {name: float(value) for name, value in metrics.items()}
+                if logs:
+                    values = flatten_metrics(metrics | norms, info.class_names)
                     rate = progress.update(step, values["loss"])
                     seconds = writer.seconds + progress.seconds
-                    writer.write(step, values | {"images_per_second": rate, "seconds": seconds})
-                if step % config.eval.every == 0 or step == config.steps:
+                    costs = {"images_per_second": rate, "seconds": seconds, "memory_gb": peak_memory_gb()}
+                    writer.write(step, values | costs)
+                    if not warned and (warning := warn_of_inexact_draws(values, config)):
+                        progress.message(warning)
+                        warned = True
+                if evaluates:
                     with progress.paused():
-                        result = evaluate(state)
+                        result = evaluate(functions, state, config, dataset, info, shardings)
+                        evaluation.write(workdir, result)
                         progress.miou = result["miou"]
-                        writer.write(step, {f"val/{name}": result[name] for name in ("miou", "pixel_accuracy")})
+                        writer.write(step, scores(result))
                         progress.message(f"step {step}: val mIoU {result['miou']:.2f} %")
                         checkpoints.save(state, result["miou"])
         finally:
             progress.close()
             writer.close()
-        return result or evaluate(state)
+        return result or evaluate(functions, state, config, dataset, info, shardings)

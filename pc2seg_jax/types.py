@@ -7,6 +7,7 @@ All types are named tuples: JAX treats them as pytrees without this module impor
 never imports JAX, can use them too.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Array = Any  # numpy.ndarray on the host, jax.Array inside a step
@@ -82,6 +83,17 @@ class Batch(NamedTuple):
 
     labeled: Labeled
     unlabeled: Unlabeled | None = None
+
+
+class GroupSpan(NamedTuple):
+    """Where the images of a group are, seen from one device.
+
+    gather: [G, g', ...] images at hand -> [G, g, ...] of the whole groups. first: place in its group of the first image
+    at hand, 0..g-1.
+    """
+
+    gather: Callable[[Array], Array] = lambda x: x
+    first: Array = 0
 
 
 class Outputs(NamedTuple):

@@ -4,12 +4,35 @@ import contextlib
 import json
 import math
 import pathlib
+import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import jax
+import numpy as np
 import tensorboardX
 import tqdm
+
+
+def flatten_metrics(metrics: dict[str, jax.Array], class_names: Sequence[str]) -> dict[str, float]:
+    """Metrics for the log: one value per class becomes one line per class, and what was not measured is left out."""
+    scalars = {}
+    for name, value in jax.device_get(metrics).items():
+        lines = (
+            {name: value}
+            if np.ndim(value) == 0
+            else {f"{name}/{c}": x for c, x in zip(class_names, value, strict=True)}
+        )
+        scalars |= {line: float(x) for line, x in lines.items() if not np.isnan(x)}
+    del scalars["finite"]
+    return scalars
+
+
+def peak_memory_gb() -> float:
+    """The device's peak so far, or where it does not tell, as a CPU, the process's, in 1e9 bytes."""
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return (peak or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e9
 
 
 class MetricWriter:

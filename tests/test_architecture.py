@@ -19,6 +19,7 @@ COMMANDS = (
     "compile_tpu",
     "prepare",
     "check_data",
+    "sweep",
 )
 
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
@@ -30,11 +31,11 @@ LAYERS = (
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
     ("step",),
     ("build",),
-    ("evaluation", "restoring", "compile_report"),
+    ("evaluation", "restoring", "failures", "compile_report"),
     ("initialization",),
     ("prediction", "training"),
-    ("cli", "reporting", "report_chart", "data_report", "contact_sheet"),
-    ("report_page",),
+    ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweeping"),
+    ("report_page", "sweep_report"),
     COMMANDS,
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

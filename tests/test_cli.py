@@ -306,3 +306,9 @@ def test_weights_are_converted_once_and_nothing_is_overwritten(command, tmp_path
     wrong = [f"--weights={output}", "--backbone=resnet101", f"--output={other}"]
     assert_one_sentence(command("convert", *wrong), str(output), "block3/unit10")
     assert not other.exists()
+
+
+def test_replay_needs_a_run_that_was_stopped(command, tmp_path, tiny_run):
+    assert_one_sentence(command("train", f"--workdir={tmp_path / 'none'}", "--replay"), "is not the folder of a run")
+    assert_one_sentence(command("train", f"--workdir={tiny_run.workdir}", "--replay"), "has nothing to replay")
+    assert_one_sentence(command("train", f"--workdir={tmp_path / 'none'}"), "--config is missing")

@@ -35,6 +35,10 @@ def test_products_loops_alternatives_and_repetitions_are_counted():
         flops(lambda x, y: jax.lax.fori_loop(0, 4, lambda i, z: z + x @ y, jnp.zeros((3, 5, 11))), x, y) == 4 * product
     )
     assert flops(lambda x, y: jax.lax.cond(True, lambda: x @ y, lambda: jnp.zeros((3, 5, 11))), x, y) == product
+    mesh = parallel.make_shardings(4).mesh
+    split = jax.sharding.PartitionSpec("data")
+    on_devices = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(split, split), out_specs=split)
+    assert flops(on_devices, zeros(4, 5, 7), zeros(4, 7, 11)) == product * 4 / 3  # of all devices together
     loss = lambda x, y: jnp.sum(jnp.square(x @ y))  # noqa: E731
     assert flops(jax.grad(loss, argnums=(0, 1)), x, y) == 3 * product
     assert flops(jax.grad(jax.checkpoint(loss), argnums=(0, 1)), x, y) == 4 * product

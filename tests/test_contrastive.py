@@ -10,7 +10,7 @@ from pc2seg_jax.ops.sampling import STRATEGIES, Candidates, exponential_clocks, 
 
 IGNORE, TEMPERATURE = 255, 0.07
 KEY = jax.random.key(7)
-STATIC = ("contrast", "strategy", "num_negatives", "chunk_size")
+STATIC = ("contrast", "strategy", "num_negatives", "method", "window", "block_size")
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these tests compile much and compute little
 
 
@@ -27,6 +27,8 @@ def inputs(groups=2, images=2, size=5, dim=16, classes=4, seed=0):
 
 
 def run_eagerly(x, key=KEY, contrast=pixel_contrast, strategy="pseudo_label", num_negatives=6, **options):
+    if contrast is pixel_contrast:
+        options = {"method": "full"} | options
     """(loss, mask, stats)"""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x["weak"])))
     arguments = (x["weak"], x["strong"], x["probs"], x["valid"], keys)
@@ -95,7 +97,9 @@ def contrast_loops(x, strategy, num_negatives):
             negative_cosine[g, a] = np.mean(cosines)
             known = [j for j in negatives if c.label[j] >= 0 and c.label[a] >= 0]
             false_rate[g, a] = np.mean([c.label[j] == c.label[a] for j in known]) if known else 0
-    return losses, masks, negative_cosine, false_rate
+    # [G, K * g * h * w] -> [G, g, K, h, w]
+    found = losses, masks, negative_cosine, false_rate
+    return [np.moveaxis(y.reshape(groups, 2, images, size, size), 1, 2) for y in found]
 
 
 @pytest.mark.parametrize("strategy", ["pseudo_label", "oracle"])
@@ -115,7 +119,7 @@ def test_loss_mask_and_statistics_equal_the_loop(strategy):
 def test_mask_form_equals_the_literal_form_in_loss_and_gradient(strategy):
     x = inputs(images=3 if strategy == "different_image_pseudo_label" else 2)
     options = {"strategy": strategy, "num_negatives": 20}
-    loss, gradient = loss_and_gradient(x, chunk_size=32, **options)
+    loss, gradient = loss_and_gradient(x, block_size=32, **options)
     expected_loss, expected_gradient = loss_and_gradient(x, contrast=pixel_contrast_literal, **options)
     assert relative_error(loss, expected_loss) < 1e-6
     assert relative_error(gradient[0], expected_gradient[0]) < 1e-6
@@ -131,11 +135,11 @@ def test_the_literal_form_has_the_same_mask_and_statistics():
         np.testing.assert_allclose(value, getattr(literal_stats, name), atol=1e-6, err_msg=name)
 
 
-def test_result_does_not_depend_on_the_chunk_size():
+def test_result_does_not_depend_on_the_block_size():
     x = inputs(size=3)  # 36 anchors: chunks of 12 fit, chunks of 16 leave a remainder, the default is one chunk
     (_, (whole_loss, whole_mask, whole_stats)), whole_gradient = evaluate(x)
     for size in (12, 16):
-        (_, (loss, mask, stats)), gradient = evaluate(x, chunk_size=size)
+        (_, (loss, mask, stats)), gradient = evaluate(x, block_size=size)
         np.testing.assert_array_equal(mask, whole_mask)
         np.testing.assert_allclose(loss, whole_loss, rtol=2e-6)
         # The same negatives are drawn: the label counts among them agree for every anchor.
@@ -155,14 +159,14 @@ def test_more_negatives_than_candidates_uses_all_of_them():
     x = inputs(size=3)
     loss, _, stats = run(x, strategy="different_image", num_negatives=1000)
     other_images = 2 * (x["valid"].sum((1, 2, 3), keepdims=True) - x["valid"].sum((2, 3), keepdims=True))
-    expected = np.where(x["valid"], other_images, 0).reshape(2, -1)
-    np.testing.assert_array_equal(stats.num_negatives, np.tile(expected, 2))
+    expected = np.where(x["valid"], other_images, 0)[:, :, None]
+    np.testing.assert_array_equal(stats.num_negatives, np.broadcast_to(expected, stats.num_negatives.shape))
     np.testing.assert_array_equal(stats.num_candidates, stats.num_negatives)
     literal = run(x, contrast=pixel_contrast_literal, strategy="different_image", num_negatives=1000)
     np.testing.assert_allclose(literal[0], loss, rtol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 16}])
+@pytest.mark.parametrize("options", [{}, {"block_size": 16}])
 def test_nothing_valid_gives_zero_loss_and_zero_gradient(options):
     x = inputs(size=3)
     x["valid"][:] = False
@@ -192,7 +196,7 @@ def test_zero_features_have_a_finite_gradient():
     assert all(np.isfinite(g).all() for g in gradient)
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 16}])
+@pytest.mark.parametrize("options", [{}, {"block_size": 16}])
 def test_features_of_both_views_have_a_gradient_and_the_probabilities_have_none(options):
     _, (weak, strong, probs) = loss_and_gradient(inputs(size=3), **options)
     assert np.any(weak)
@@ -239,7 +243,7 @@ def test_groups_on_eight_devices_give_the_same_result_without_exchanging_feature
     data, replicated = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
 
     def step(x, key):
-        (loss, _), gradient = evaluate_eagerly(x, key=key, strategy="different_image_pseudo_label", chunk_size=16)
+        (loss, _), gradient = evaluate_eagerly(x, key=key, strategy="different_image_pseudo_label", block_size=16)
         return loss, gradient
 
     sharded = jax.jit(

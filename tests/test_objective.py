@@ -22,6 +22,10 @@ SETTINGS = {
     "teacher": {},
     "group_size": GROUP,
     "ignore_id": IGNORE,
+    "label_loss": "cosine",
+    "feature_loss": "pixel_contrast",
+    "sampling": "window",
+    "window": 0,
     "contrast_weight": 0.3,
     "consistency_weight": 1.0,
     "contrast_temperature": 0.07,
@@ -54,8 +58,7 @@ def toy_model(dropout_rate=0.0):
     return Model(None, apply, project, update_statistics, None)
 
 
-@pytest.fixture(scope="module")
-def state():
+def toy_state():
     rng = np.random.default_rng(3)
 
     def normal(*shape):
@@ -67,6 +70,11 @@ def state():
         "projection": {"weak": normal(WIDTH, 4), "strong": normal(WIDTH, 4)},
     }
     return params, {"backbone": {"mean": jnp.zeros(WIDTH), "var": jnp.ones(WIDTH)}}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return toy_state()
 
 
 @pytest.fixture(params=[(4, 4), (4, 8), (8, 4)], ids=str)
@@ -88,7 +96,9 @@ def finish(model, stats, result):
 
 
 def run(model, state, batch, seed=5, **changes):
-    result = objective.pc2seg(model, *state, batch, keys_of(batch, seed), **(SETTINGS | changes))
+    settings = SETTINGS | changes
+    features = objective.FeatureSettings(**{name: settings.pop(name) for name in objective.FeatureSettings._fields})
+    result = objective.pc2seg(model, *state, batch, keys_of(batch, seed), features=features, **settings)
     return finish(model, state[1], result)
 
 
@@ -295,7 +305,9 @@ def test_supervised_is_the_cross_entropy_of_the_labelled_images_alone(state, bat
 def test_metrics_are_finite_and_say_what_the_strategy_promises(state, batch, strategy):
     loss, (_, metrics) = run(toy_model(), state, batch, strategy=strategy, num_negatives=6)
     assert np.isfinite(loss)
-    assert all(np.isfinite(value) and np.shape(value) == () for value in metrics.values()), metrics
+    per_class = {"consistency", "pseudo_label/share"}
+    assert all(np.isfinite(value).all() for value in metrics.values()), metrics
+    assert all(np.shape(value) == ((CLASSES,) if name in per_class else ()) for name, value in metrics.items())
     count = float(metrics["contrast/num_negatives"])
     assert 5 < count < 6 if strategy == "oracle" else count == 6  # anchors that are ignored have no oracle negatives
     rate = float(metrics["contrast/false_negative_rate"])
@@ -308,7 +320,7 @@ def test_ground_truth_is_read_by_the_oracle_alone(state, batch):
     seeing, (_, metrics) = run(model, state, batch)
     loss, (_, blind_metrics) = run(model, state, blind)
     assert float(seeing) == float(loss)
-    assert set(metrics) - set(blind_metrics) == {"contrast/false_negative_rate"}
+    assert set(metrics) - set(blind_metrics) == {"contrast/false_negative_rate", "pseudo_label/accuracy"}
     with pytest.raises(ValueError, match="oracle"):
         run(model, state, blind, strategy="oracle")
 

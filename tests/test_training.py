@@ -25,7 +25,7 @@ def lines(folder):
 
 def training_lines(folder):
     """The training lines without what depends on the clock."""
-    clock = ("images_per_second", "seconds")
+    clock = ("images_per_second", "seconds", "memory_gb")
     return [{k: v for k, v in line.items() if k not in clock} for line in lines(folder) if "loss" in line]
 
 
@@ -146,9 +146,11 @@ def test_a_checkpoint_evaluates_as_in_training_in_batches_of_any_size(tiny_run, 
     config.eval.batch_size = batch_size
     dataset = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5)
     batches = training.evaluation_batches(config, dataset, restored.info, "val", parts.shardings)
-    confusion = evaluation.evaluate(parts.eval_step, restored.params, restored.batch_stats, batches, parts.shardings)
-    assert confusion.sum() == 5 * 97 * 97
-    assert evaluation.summarize(confusion, restored.info, step=restored.step, split="val") == tiny_run.result
+    networks = evaluation.networks_of(restored.params, restored.batch_stats, restored.teacher)
+    confusions = evaluation.evaluate(parts.eval_step, networks, batches, parts.shardings)
+    assert set(confusions) == {"network", "teacher"}
+    assert all(confusion.sum() == 5 * 97 * 97 for confusion in confusions.values())
+    assert evaluation.summarize(confusions, restored.info, step=restored.step, split="val") == tiny_run.result
 
 
 def test_another_configuration_is_refused_by_the_names_of_its_keys(tiny_run, tiny_config, train):

@@ -139,23 +139,31 @@ class Head(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """Linear maps of one contrast feature, one for the weak and one for the strong view (separate, as in the paper)."""
+    """Linear maps of one contrast feature for the two views, one for each or, if shared, one for both.
 
-    def __init__(self, channels_in: int, channels: int, *, rngs: nnx.Rngs):
-        self.weak = Pointwise(channels_in, channels, kernel_init=glorot_uniform, rngs=rngs)
-        self.strong = Pointwise(channels_in, channels, kernel_init=glorot_uniform, rngs=rngs)
+    Call: branch "weak" or "strong", [B, h, w, F] -> [B, h, w, D] float32.
+    """
+
+    def __init__(self, channels_in: int, channels: int, *, shared: bool, rngs: nnx.Rngs):
+        for name in ("shared",) if shared else ("weak", "strong"):
+            setattr(self, name, Pointwise(channels_in, channels, kernel_init=glorot_uniform, rngs=rngs))
+        self.is_shared = shared
+
+    def __call__(self, branch: str, x: jax.Array) -> jax.Array:
+        return getattr(self, "shared" if self.is_shared else branch)(x)
 
 
 class Projections(nnx.Module):
     """The projection of every contrast layer, under the layer's name.
 
     Args:
-      widths: channels of every contrast layer. channels: D. rngs: unused but required by Flax.
+      widths: channels of every contrast layer. channels: D. shared: one map for both views. rngs: unused but required
+        by Flax.
     """
 
-    def __init__(self, widths: dict[str, int], channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, widths: dict[str, int], channels: int, *, shared: bool, rngs: nnx.Rngs):
         for layer, width in widths.items():
-            setattr(self, layer, Projection(width, channels, rngs=rngs))
+            setattr(self, layer, Projection(width, channels, shared=shared, rngs=rngs))
 
 
 class DeepLabV3Plus(nnx.Module):

@@ -3,6 +3,7 @@
 NNX modules are rebuilt inside `apply`, which is only ever traced, so no NNX object crosses a `jax.jit` boundary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Model(NamedTuple):
     """A segmentation model as five pure functions.
 
     init(key) -> (params, batch_stats): plain nested dicts of float32 arrays; params has `backbone`, `head`,
-      `projection` (`weak`, `strong`), batch_stats has `backbone`, `head`.
+      `projection` (by layer `weak` and `strong`, or `shared`), batch_stats has `backbone`, `head`.
     apply(params, batch_stats, images, *, train, keys=None) -> (Outputs, moments): images [B, H, W, 3] RGB 0..255 with
       sides of the form output_stride * k + 1; logits are float32 at stride 4. With train=True the batch is normalised
       in consecutive groups of `group_size` images, dropout draws from `keys` [B], one random key per image, and
@@ -35,8 +36,8 @@ class Model(NamedTuple):
       here: one pass may hold groups of several streams, and the caller decides in which order they enter the averages.
       Raises ValueError when group_size does not divide B or the keys are missing, UserError for other image sides.
       `Outputs.features` is a dict with one entry [B, h, w, F] per contrast layer.
-    project(params, features, *, branch) -> dict of [B, h, w, D] float32: linear map of every feature by the `weak` or
-      the `strong` projection of its layer.
+    project(params, features, *, branch) -> dict of [B, h, w, D] float32: linear map of every feature by its layer's
+      projection for the `weak` or the `strong` view.
     update_statistics(batch_stats, moments) -> batch_stats: one update, running = decay * running + (1 - decay) * mean
       of the moments over their groups, with the decay of each part. Slice the G axis to update stream by stream.
     features: as apply, with a dict of everything the network computes instead of `Outputs`.
@@ -78,6 +79,7 @@ def create_model(
     group_size: int | None = 4,
     contrast_layers: tuple[str, ...] = ("conv5",),
     projection_dim: int = 128,
+    shared_projection: bool = False,
     dtype: Any = jnp.float32,
 ) -> Model:
     """DeepLab-v3+ with projections for the contrastive loss; the defaults are the published network.
@@ -96,7 +98,7 @@ def create_model(
       backbone_decay, head_decay: of the running statistics; 0 for the backbone takes its own.
       group_size: images normalised together in training; None is the whole batch.
       contrast_layers: of `CONTRAST_LAYERS`, returned as `Outputs.features`.
-      projection_dim: D.
+      projection_dim, shared_projection: D; one projection for both views instead of one for each.
       dtype: of convolutions and activations; parameters, statistics, logits and projections stay float32.
 
     Raises:
@@ -109,6 +111,7 @@ def create_model(
     contrast_widths = {layer: widths[layer] for layer in contrast_layers}
 
     norm = {"group_size": group_size, "dtype": dtype}
+    build_projections = functools.partial(Projections, contrast_widths, projection_dim, shared=shared_projection)
 
     def build(rngs: nnx.Rngs) -> DeepLabV3Plus:
         trunk = build_backbone(spec, width, output_stride, multi_grid, remat=remat, rngs=rngs, **norm)
@@ -124,13 +127,11 @@ def create_model(
             rngs=rngs,
             **norm,
         )
-        projections = Projections(contrast_widths, projection_dim, rngs=rngs)
+        projections = build_projections(rngs=rngs)
         return DeepLabV3Plus(trunk, head, projections, mean=spec.mean, std=spec.std, dtype=dtype)
 
     init, run = functions_of(build, group_size)
-    projection_graph = nnx.graphdef(
-        nnx.eval_shape(lambda: Projections(contrast_widths, projection_dim, rngs=nnx.Rngs(0)))
-    )
+    projection_graph = nnx.graphdef(nnx.eval_shape(lambda: build_projections(rngs=nnx.Rngs(0))))
 
     def features(params, batch_stats, images, *, train, keys=None):
         _check_sides(images, output_stride)
@@ -142,7 +143,7 @@ def create_model(
 
     def project(params, features, *, branch):
         projections = nnx.merge(projection_graph, params["projection"])
-        return {layer: getattr(getattr(projections, layer), branch)(x) for layer, x in features.items()}
+        return {layer: getattr(projections, layer)(branch, x) for layer, x in features.items()}
 
     decays = {"backbone": backbone_decay or spec.decay, "head": head_decay}
     return Model(init, apply, project, statistics_update(decays), features)

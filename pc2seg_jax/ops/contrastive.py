@@ -1,23 +1,43 @@
-"""The pixel contrastive loss (eq. 4) over groups of images."""
+"""The pixel contrastive loss (eq. 4) over groups of images.
 
+Method "window": the candidates of a group are permuted once, and every block of anchors looks at the next `window` of
+them, with sorted clocks that its anchors share; each anchor's draw has the law of the full one, and only those
+marginals enter a sum over anchors. N draws before the window's horizon (`sampling.sorted_clocks`) are *certified* to be
+the first N of all candidates. An anchor with fewer keeps these, which are first of all, too, and is counted as not
+exact: nothing is drawn in place of what was not looked at. Method "full": every anchor looks at all candidates with
+clocks of its own.
+"""
+
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from pc2seg_jax.ops.sampling import Candidates, draw_mask, exponential_clocks, gumbel_top_k, sampling_weights
+from pc2seg_jax.ops.losses import NOT_DRAWN, unit_vectors
+from pc2seg_jax.ops.sampling import (
+    Candidates,
+    draw_mask,
+    exponential_clocks,
+    gumbel_top_k,
+    sampling_weights,
+    sorted_clocks,
+)
+from pc2seg_jax.types import GroupSpan
 
-# Stands for "not drawn" inside a log-sum-exp. Finite, so that a row without any negative has gradient 0 and not nan.
-NOT_DRAWN = -1e30
+METHODS = ("window", "full")
 
 
 class ContrastStats(NamedTuple):
-    """What to log, one value per anchor, [G, A] each; average with `masked_mean` and the mask named.
+    """What to log, one value per anchor, [G, g, K, h, w] each; average with `masked_mean` and the mask named.
 
     positive_cosine, negative_cosine: -1..1, the latter a mean over the drawn negatives (mask: the second result).
     false_negative_rate: 0..1, share of the drawn negatives of known class that are of the anchor's class (`measured`).
     measured: bool, the anchor's class and at least one drawn negative's are known.
-    num_negatives, num_candidates: float32, drawn negatives and candidates of non-zero weight (`valid`).
+    num_negatives, num_candidates: float32, drawn negatives and candidates of non-zero weight, where the window holds a
+      part of them in proportion (`valid`).
+    exact: bool, nothing that belongs to the draw is missing (`valid`): see `pixel_contrast`.
     valid: bool, the anchor is a valid pixel. The loss is averaged over these: see `pixel_contrast`.
     """
 
@@ -27,16 +47,30 @@ class ContrastStats(NamedTuple):
     measured: jax.Array
     num_negatives: jax.Array
     num_candidates: jax.Array
+    exact: jax.Array
     valid: jax.Array
 
 
-class _Group(NamedTuple):
-    """One group: unit vectors z [A, D], those of the same pixels in the other view, the pixels, one key per anchor."""
+class _Pixels(NamedTuple):
+    """Pixels of a group: unit vectors z [..., D], and per pixel what `sampling.Candidates` knows of it.
+
+    number: int32, place among the group's anchors and candidates, ordered by view, image, cell.
+    """
 
     z: jax.Array
-    positive: jax.Array
-    pixels: Candidates
-    keys: jax.Array
+    number: jax.Array
+    probs: jax.Array
+    valid: jax.Array
+    label: jax.Array | None
+
+
+def choose_window(num_negatives: int, num_candidates: int) -> int:
+    """How many candidates a block of anchors looks at by default: max(1024, 5 N rounded up to 128), at most all.
+
+    The draw is exact for an anchor whose mean weight is above about N / window, so that with 5 N an anchor may have
+    three quarters of the candidates in its own class. 1024 cost next to nothing.
+    """
+    return min(num_candidates, max(1024, 128 * math.ceil(5 * num_negatives / 128)))
 
 
 def pixel_contrast(
@@ -49,57 +83,79 @@ def pixel_contrast(
     strategy: str,
     num_negatives: int = 200,
     temperature: float = 0.07,
+    method: str = "window",
+    window: int = 0,
     label: jax.Array | None = None,
     ignore_id: int = 255,
-    chunk_size: int = 1024,
+    block_size: int = 0,
+    span: GroupSpan | None = None,
 ) -> tuple[jax.Array, jax.Array, ContrastStats]:
     """InfoNCE of every pixel of both views, -log(e^p / (e^p + sum_n e^q_n)), p and q_n cosines / temperature.
 
     The positive is the same pixel in the other view; the negatives are drawn from both views of the anchor's group.
-    They are never gathered: all similarities are one matrix product and the drawn set is a mask, so memory does not
-    depend on `num_negatives`. Anchors are processed in chunks and rematerialised in the backward pass. The result
-    depends on neither `chunk_size` nor the number of devices: anchor a of group g draws with fold_in(keys[g], a).
+    They are never gathered: similarities are a matrix product, and the drawn set is a mask. Blocks of anchors, the same
+    cells of every image, are taken one after the other; the backward pass keeps only the masks.
 
     Args:
-      weak, strong: [G, g, h, w, D] projected features, any float type; normalised here.
-      probs: [G, g, h, w, C] float32 class probabilities of the weak view at feature resolution; no gradient.
-      valid: [G, g, h, w] bool; invalid pixels are neither anchors nor negatives.
+      weak, strong: [G, g', h, w, D] projected features of the images at hand, any float type; normalised here.
+      probs: [G, g', h, w, C] float32 class probabilities of the weak view at feature resolution; no gradient.
+      valid: [G, g', h, w] bool; invalid pixels are neither anchors nor negatives.
       keys: [G], one random key per group.
       strategy: a key of `sampling.STRATEGIES`.
       num_negatives: N of eq. 4; an anchor with fewer candidates uses those it has.
       temperature: tau of eq. 4.
-      label: [G, g, h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
+      method: of `METHODS`, see above.
+      window: candidates per block of anchors; 0: `choose_window`.
+      label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
-      chunk_size: anchors per chunk.
+      block_size: anchors per block, about; 0: 1024, or 64 of every image. "full" does not depend on it.
+      span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
-      loss: [G, A] float32, A = 2 * g * h * w, weak anchors first; 0 where the mask is not set. Its mean over
+      loss: [G, g', K, h, w] float32, K = 2 views, weak first; 0 where the mask is not set. Its mean over
         `stats.valid` is the loss: a valid anchor without any negative counts with 0, which is eq. 4 with an empty sum,
         so that what is divided by depends on the data alone.
-      mask: [G, A] bool, valid anchors with at least one negative.
+      mask: bool, valid anchors with at least one negative.
       stats: `ContrastStats`.
 
     Raises:
       ValueError: unknown strategy, or `oracle` without labels.
     """
+    span = span or GroupSpan()
+    cells = math.prod(weak.shape[2:4])
+    anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, span)
+    num_candidates = candidates.number.shape[1]
+    width = choose_window(num_negatives, num_candidates) if window == 0 else min(window, num_candidates)
+    images = num_candidates // (2 * cells)
+    # Of every image the same cells, so that the loop is not over an axis that devices share.
+    num_blocks = math.ceil(cells / max(1, (block_size or max(1024, 64 * images)) // (2 * images)))
 
-    def of_anchors(anchors: _Group, group: _Group):
-        weights = sampling_weights(strategy, anchors.pixels, group.pixels)
-        drawn = draw_mask(exponential_clocks(anchors.keys, weights.shape[1]), weights, num_negatives)
-        cosine = jnp.matmul(anchors.z, group.z.T, precision=jax.lax.Precision.HIGHEST)
-        return _info_nce(anchors, weights, cosine, drawn, group.pixels.label, temperature)
+    def of_block(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, clocks: jax.Array, horizon: jax.Array):
+        weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
+        drawn = checkpoint_name(draw_mask(clocks, weights, num_negatives, horizon), "drawn")
+        cosine = jnp.matmul(anchors.z, candidates.z.T)
+        return _info_nce(anchors, positive, weights, cosine, drawn, candidates.label, temperature)
 
-    def of_group(group: _Group):
-        num_anchors = group.z.shape[0]
-        if num_anchors <= chunk_size:
-            return of_anchors(group, group)
-        # The backward pass repeats the whole draw. Keeping only the threshold of the race would be cheaper but wrong:
-        # it is the last drawn candidate's own time, and a time recomputed with other rounding may miss it.
-        body = jax.checkpoint(lambda anchors: of_anchors(anchors, group), prevent_cse=False)
-        chunks = jax.tree.map(lambda x: _split(x, chunk_size), group)
-        return jax.tree.map(lambda x: x.reshape(-1)[:num_anchors], jax.lax.map(body, chunks))
+    def of_group(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, key: jax.Array):
+        blocks = jax.tree.map(lambda x: _cut(x, num_blocks), (anchors, positive))
+        if method == "full":
 
-    return jax.vmap(of_group)(_groups(weak, strong, probs, valid, keys, label, ignore_id))
+            def look_at_all(block):
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number)
+                return of_block(*block, candidates, exponential_clocks(keys, num_candidates), jnp.inf)
+
+            return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
+        # Only the draw is kept for the backward pass: a draw repeated with other rounding might be another one.
+        policy = jax.checkpoint_policies.save_only_these_names("drawn")
+        body = jax.checkpoint(lambda block: of_block(*block), prevent_cse=False, policy=policy)
+        return jax.lax.map(body, (*blocks, *_windows(candidates, key, num_blocks, width)))
+
+    positive = anchors.z[:, ::-1]
+    results = jax.vmap(of_group)(anchors, positive, candidates, keys)
+    loss, mask, stats = jax.tree.map(lambda x: _join(x, weak.shape[:4]), results)
+    looked_at = width / num_candidates if method == "window" else 1.0
+    exact = (stats.num_negatives >= num_negatives) | (looked_at == 1.0)
+    return loss, mask, stats._replace(num_candidates=stats.num_candidates / looked_at, exact=exact)
 
 
 def pixel_contrast_literal(
@@ -118,58 +174,90 @@ def pixel_contrast_literal(
     """The same loss as the paper writes it: Gumbel top-k, gather z[index], one group after the other.
 
     Needs [A, M] noise and [A, N, D] negatives at once (gigabytes at 513 x 513): a reference, not for training.
-    Arguments, results, errors: as `pixel_contrast`, with the same draws for the same keys.
+    Arguments, results, errors: as `pixel_contrast` with method "full", with the same draws for the same keys.
     """
+    anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, GroupSpan())
+    images, cells = weak.shape[1], math.prod(weak.shape[2:4])
 
-    def of_group(group: _Group):
-        weights = sampling_weights(strategy, group.pixels, group.pixels)
-        index, drawn = gumbel_top_k(exponential_clocks(group.keys, weights.shape[1]), weights, num_negatives)
-        cosine = jnp.sum(group.z[:, None, :] * group.z[index], axis=-1)
-        label = None if group.pixels.label is None else group.pixels.label[index]
-        return _info_nce(group, weights, cosine, drawn, label, temperature)
+    def of_group(group):
+        pixels, positive, key = group
+        known = _known(pixels, images, cells)
+        weights = sampling_weights(strategy, known, known)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pixels.number)
+        index, drawn = gumbel_top_k(exponential_clocks(keys, len(pixels.number)), weights, num_negatives)
+        cosine = jnp.sum(pixels.z[:, None, :] * pixels.z[index], axis=-1)
+        label = None if pixels.label is None else pixels.label[index]
+        return _info_nce(pixels, positive, weights, cosine, drawn, label, temperature)
 
-    return jax.lax.map(of_group, _groups(weak, strong, probs, valid, keys, label, ignore_id))
-
-
-def _groups(weak, strong, probs, valid, keys, label, ignore_id) -> _Group:
-    """All groups, flattened to pixels; every leaf has the leading axis G."""
-    num_groups, images, height, width, _ = weak.shape
-    num_pixels = images * height * width
-    views = [_normalize(x.astype(jnp.float32).reshape(num_groups, num_pixels, -1)) for x in (weak, strong)]
-
-    def both_views(x):
-        x = x.reshape(num_groups, num_pixels, *x.shape[4:])
-        return jnp.concatenate([x, x], axis=1)
-
-    pixel = jnp.broadcast_to(jnp.arange(num_pixels, dtype=jnp.int32).reshape(images, height, width), valid.shape)
-    pixels = Candidates(
-        image=both_views(pixel // (height * width)),
-        pixel=both_views(pixel),
-        probs=both_views(jax.lax.stop_gradient(probs.astype(jnp.float32))),
-        valid=both_views(valid.astype(bool)),
-        label=None if label is None else both_views(jnp.where(label == ignore_id, -1, label.astype(jnp.int32))),
-    )
-    fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = jax.vmap(fold_in, in_axes=(0, None))(keys, jnp.arange(2 * num_pixels))
-    return _Group(jnp.concatenate(views, axis=1), jnp.concatenate(views[::-1], axis=1), pixels, keys)
+    positive = anchors.z[:, ::-1].reshape(candidates.z.shape)
+    results = jax.lax.map(of_group, (candidates, positive, keys))
+    return jax.tree.map(lambda x: _join(x[:, None], weak.shape[:4]), results)
 
 
-def _normalize(x: jax.Array) -> jax.Array:
-    """Unit vectors along the last axis; a zero vector stays zero, with a finite gradient."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+def _pixels(weak, strong, probs, valid, label, ignore_id, span: GroupSpan) -> tuple[_Pixels, _Pixels]:
+    """The pixels at hand, [G, K, g', cells, ...], and those of the whole groups in one row, [G, M, ...]."""
+
+    def flat(x):
+        return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+    def views_first(z, shown):
+        z, shown = jnp.moveaxis(z, 2, 1), jax.tree.map(lambda x: jnp.stack([x, x], axis=1), shown)
+        return z, *shown
+
+    z = jnp.stack([unit_vectors(flat(x).astype(jnp.float32)) for x in (weak, strong)], axis=2)
+    label = None if label is None else flat(jnp.where(label == ignore_id, -1, label.astype(jnp.int32)))
+    shown = jax.lax.stop_gradient(flat(probs.astype(jnp.float32))), flat(valid.astype(bool)), label
+    all_z, *all_shown = views_first(*jax.tree.map(span.gather, (z, shown)))
+    z, *shown = views_first(z, shown)
+
+    number = jnp.arange(math.prod(all_z.shape[1:4]), dtype=jnp.int32).reshape(all_z.shape[1:4])
+    number = jnp.broadcast_to(number, all_z.shape[:4])
+    at_hand = jax.lax.dynamic_slice_in_dim(number, span.first, weak.shape[1], axis=2)
+    together = jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[4:]), _Pixels(all_z, number, *all_shown))
+    return _Pixels(z, at_hand, *shown), together
 
 
-def _split(x: jax.Array, chunk_size: int) -> jax.Array:
-    """[A, ...] -> [chunks, chunk_size, ...]; the last chunk is filled with copies of the first anchors."""
-    missing = -x.shape[0] % chunk_size
-    return jnp.concatenate([x, x[:missing]]).reshape(-1, chunk_size, *x.shape[1:])
+def _windows(candidates: _Pixels, key: jax.Array, blocks: int, width: int) -> tuple[_Pixels, jax.Array, jax.Array]:
+    """What every block looks at: the next candidates of a permuted circle, their clocks, and the horizon.
+
+    Consecutive windows, not windows at random places: each is a uniformly drawn part all the same, and together they
+    use all candidates alike. A part of a permutation needs no sort of M clocks and no slice at a computed place.
+    """
+    count = len(candidates.number)
+    key_order, key_clocks = jax.random.split(key)
+    order = jax.random.permutation(key_order, count)
+    places = order[jnp.arange(blocks * width) % count].reshape(blocks, width)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_clocks, jnp.arange(blocks))
+    clocks, horizons = jax.vmap(lambda key: sorted_clocks(key, count, width))(keys)
+    return jax.tree.map(lambda x: x[places], candidates), clocks, horizons
 
 
-def _info_nce(anchors: _Group, weights, cosine, drawn, label, temperature):
+def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
+    pixel = pixels.number % (images * cells)
+    return Candidates(pixel // cells, pixel, pixels.probs, pixels.valid, pixels.label)
+
+
+def _cut(x: jax.Array, num_blocks: int) -> jax.Array:
+    """[K, g', cells, ...] -> [blocks, A, ...]; the last block is filled with copies of the first cells."""
+    size = math.ceil(x.shape[2] / num_blocks)
+    x = jnp.concatenate([x, x[:, :, : num_blocks * size - x.shape[2]]], axis=2)
+    x = jnp.moveaxis(x.reshape(*x.shape[:2], num_blocks, size, *x.shape[3:]), 2, 0)
+    return x.reshape(num_blocks, -1, *x.shape[4:])
+
+
+def _join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Undoes `_cut`: [G, blocks, A] -> [G, g', K, h, w]."""
+    groups, images, height, width = shape
+    x = x.reshape(groups, x.shape[1], 2, images, -1)
+    x = jnp.moveaxis(x, 1, 3).reshape(groups, 2, images, -1)[..., : height * width]
+    return jnp.moveaxis(x, 1, 2).reshape(groups, images, 2, height, width)
+
+
+def _info_nce(anchors: _Pixels, positive, weights, cosine, drawn, label, temperature):
     """Loss, mask and statistics of A anchors from the cosines to, and the labels ([J] or [A, J]) of, J candidates."""
-    positive = jnp.sum(anchors.z * anchors.positive, axis=-1)
+    positive = jnp.sum(anchors.z * positive, axis=-1)
     negatives = jax.nn.logsumexp(jnp.where(drawn, cosine / temperature, NOT_DRAWN), axis=-1)
-    mask = anchors.pixels.valid & jnp.any(drawn, axis=-1)
+    mask = anchors.valid & jnp.any(drawn, axis=-1)
     # log(e^p + e^q) - p, written so that a small loss is not the difference of two large numbers.
     loss = jnp.where(mask, jax.nn.softplus(negatives - positive / temperature), 0.0)
 
@@ -177,7 +265,7 @@ def _info_nce(anchors: _Group, weights, cosine, drawn, label, temperature):
     if label is None:
         false, known = jnp.zeros_like(num_drawn), jnp.zeros_like(num_drawn)
     else:
-        anchor_label = anchors.pixels.label[:, None]
+        anchor_label = anchors.label[:, None]
         both_known = drawn & (label >= 0) & (anchor_label >= 0)
         known = jnp.sum(both_known, axis=-1, dtype=jnp.float32)
         false = jnp.sum(both_known & (label == anchor_label), axis=-1, dtype=jnp.float32)
@@ -188,6 +276,7 @@ def _info_nce(anchors: _Group, weights, cosine, drawn, label, temperature):
         measured=known > 0,
         num_negatives=num_drawn,
         num_candidates=jnp.sum(weights > 0, axis=-1, dtype=jnp.float32),
-        valid=anchors.pixels.valid,
+        exact=jnp.ones_like(mask),
+        valid=anchors.valid,
     )
     return loss, mask, jax.lax.stop_gradient(stats)

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Stands for "not drawn" inside a log-sum-exp. Finite, so that a row without any negative has gradient 0 and not nan.
+NOT_DRAWN = -1e30
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignore_id: int) -> jax.Array:
     """Cross-entropy of every pixel, -log softmax(logits)[label], and 0 where the label is `ignore_id`.
@@ -28,6 +31,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignore_id: int) -> ja
     return -jnp.sum(jnp.where(picked, log_probs, 0.0), axis=-1)
 
 
+def _target(weak_logits: jax.Array, temperature: float) -> jax.Array:
+    """The sharpened prediction of the weak view, without gradient."""
+    return jax.lax.stop_gradient(jax.nn.softmax(weak_logits.astype(jnp.float32) / temperature, axis=-1))
+
+
 def cosine_consistency(weak_logits: jax.Array, strong_logits: jax.Array, *, temperature: float = 0.5) -> jax.Array:
     """Consistency of the two views, 1 - cos(softmax(weak / temperature), softmax(strong)).
 
@@ -43,22 +51,59 @@ def cosine_consistency(weak_logits: jax.Array, strong_logits: jax.Array, *, temp
 
     Source: eq. 3; temperature 0.5 is the paper's.
     """
-    weak = jax.lax.stop_gradient(jax.nn.softmax(weak_logits.astype(jnp.float32) / temperature, axis=-1))
-    strong = jax.nn.softmax(strong_logits.astype(jnp.float32), axis=-1)
+    weak, strong = _target(weak_logits, temperature), jax.nn.softmax(strong_logits.astype(jnp.float32), axis=-1)
     # C probabilities have a norm of at least 1 / sqrt(C), so values and gradients are finite without an epsilon.
     squares = jnp.sum(weak * weak, axis=-1) * jnp.sum(strong * strong, axis=-1)
     return 1.0 - jnp.sum(weak * strong, axis=-1) * jax.lax.rsqrt(squares)
 
 
+def cross_entropy_consistency(
+    weak_logits: jax.Array, strong_logits: jax.Array, *, temperature: float = 0.5
+) -> jax.Array:
+    """Consistency of the two views, -sum_c softmax(weak / temperature)_c log softmax(strong)_c.
+
+    Arguments as `cosine_consistency`.
+
+    Returns:
+      [...] float32, >= 0; the entropy of the target where the views agree.
+
+    Source: "Output CE" of Tab. 9.
+    """
+    log_probs = jax.nn.log_softmax(strong_logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(_target(weak_logits, temperature) * log_probs, axis=-1)
+
+
+def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    """1 - cos(a, b) of features [..., D]: [...] float32, 0..2; 1, without gradient, where one of them is zero.
+
+    Source: "Pix Consist" of Tab. 9, the normalised squared distance between the features of a pixel in both views.
+    """
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
+    return 1.0 - jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+def unit_vectors(x: jax.Array) -> jax.Array:
+    """Unit vectors along the last axis; a zero vector stays zero, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+
 class Average(NamedTuple):
-    """A mean as sum and count, [] float32 each, so that it can be taken over the parts of a batch: add both, divide."""
+    """A mean as sum and count, so that it can be taken over the parts of a batch: add both, divide.
+
+    total, count: [] float32 each, or [C] for one mean per class.
+    """
 
     total: jax.Array
     count: jax.Array
 
     def value(self) -> jax.Array:
-        """total / max(1, count): [] float32, 0 where nothing was counted."""
+        """total / max(1, count): float32, 0 where nothing was counted."""
         return self.total / jnp.maximum(self.count, 1.0)
+
+    def measured(self) -> jax.Array:
+        """As `value`, but nan where nothing was counted."""
+        return jnp.where(self.count > 0, self.value(), jnp.nan)
 
 
 def masked_average(values: jax.Array, mask: jax.Array) -> Average:
@@ -79,3 +124,11 @@ def masked_average(values: jax.Array, mask: jax.Array) -> Average:
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over the elements where `mask` is set, [] float32; arguments as `masked_average`, 0 for an empty mask."""
     return masked_average(values, mask).value()
+
+
+def average_per_class(values: jax.Array, classes: jax.Array, mask: jax.Array, num_classes: int) -> Average:
+    """`masked_average` of the elements of every class, [C]; classes: [...] integers, of which others count nowhere."""
+    members = (classes[..., None] == jnp.arange(num_classes)) & mask[..., None].astype(bool)
+    axes = tuple(range(classes.ndim))
+    total = jnp.sum(jnp.where(members, values[..., None].astype(jnp.float32), 0.0), axis=axes)
+    return Average(total, jnp.sum(members, axis=axes, dtype=jnp.float32))

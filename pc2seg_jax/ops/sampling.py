@@ -137,28 +137,72 @@ def gumbel_top_k(clocks: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Arr
     return index, score > -jnp.inf
 
 
-def draw_mask(clocks: jax.Array, weights: jax.Array, n: int) -> jax.Array:
-    """Draws without replacement as a mask: the n smallest E_ij / w_ij of every row, w = 0 never.
+def sorted_clocks(key: jax.Array, m: int, k: int) -> tuple[jax.Array, jax.Array]:
+    """The smallest k of m independent Exp(1) clocks in rising order, and the time of the next one.
 
-    The n-th smallest is found by bisection on the bits of non-negative float32 numbers, which order like integers:
-    31 compare-and-count passes. No sort and no top_k: on a sharded array `lax.top_k` gathers the whole operand.
+    The i-th smallest is sum_(l <= i) X_l / (m - l), X_l ~ Exp(1) (Renyi 1953), and which of the m candidates owns it is
+    a uniform permutation, independent of the times: so these times belong to the first k of permuted candidates.
 
     Args:
-      clocks: [A, M] float32, `exponential_clocks`.
-      weights: [A, M] float32, 0 or >= 1e-6.
-      n: negatives per anchor, >= 1.
+      key: a random key. m: number of candidates. k: 1..m, of which the window holds so many.
 
     Returns:
-      [A, M] bool. A row with fewer than n positive weights has all of them. Candidates that tie exactly with the n-th
-      are all drawn (about once in 1e5 rows of 8712 candidates).
+      times: [k] float32, rising. horizon: [] float32, before which no candidate outside of the window can be drawn, as
+      E / w >= E for w <= 1; inf where the window holds all (k = m).
+    """
+    spacings = exponential_clocks(key[None], min(k + 1, m))[0] / (m - jnp.arange(min(k + 1, m), dtype=jnp.float32))
+    times = jnp.cumsum(spacings)
+    return times[:k], times[k] if k < m else jnp.float32(jnp.inf)
+
+
+def draw_mask(clocks: jax.Array, weights: jax.Array, n: int, horizon: jax.Array | float = jnp.inf) -> jax.Array:
+    """Draws without replacement as a mask: the n smallest E_ij / w_ij of every row up to a horizon, w = 0 never.
+
+    The n-th smallest is searched for with compare-and-count passes, by interpolation and, every third pass, bisection
+    on the bits of non-negative float32 numbers, which order like integers: about ten passes instead of a sort (on a
+    sharded array `lax.top_k` gathers the whole operand), at most three times 31.
+
+    Args:
+      clocks: [A, M] or [M] float32, `exponential_clocks` or `sorted_clocks`.
+      weights: [A, M] float32, 0 or 1e-6..1.
+      n: negatives per anchor, >= 1.
+      horizon: later candidates are not drawn.
+
+    Returns:
+      [A, M] bool. A row with fewer than n candidates before the horizon has all of those. Candidates that tie exactly
+      with the n-th are all drawn (about once in 1e5 rows of 8712 candidates).
     """
     race = jnp.where(weights > 0, clocks / jnp.where(weights > 0, weights, 1.0), jnp.inf)
-    bits = jax.lax.bitcast_convert_type(race, jnp.int32)
+    latest = jnp.minimum(jnp.max(jnp.where(race < jnp.inf, race, 0.0), axis=1), horizon)
 
-    def set_bit(i, threshold):
-        higher = threshold | (1 << (30 - i))
-        fewer = jnp.sum(bits < higher[:, None], axis=1, dtype=jnp.int32) < n
-        return jnp.where(fewer, higher, threshold)
+    def count(time: jax.Array) -> jax.Array:
+        return jnp.sum(race <= time[:, None], axis=1, dtype=jnp.int32)
 
-    threshold = jax.lax.fori_loop(0, 31, set_bit, jnp.zeros(bits.shape[0], jnp.int32))
-    return (bits <= threshold[:, None]) & (weights > 0)
+    def unfinished(low, high, found_high):
+        return (found_high > n) & (_to_bits(high) - _to_bits(low) > 1)
+
+    def narrow(state):
+        turn, low, high, found_low, found_high = state
+        share = (n - 0.5 - found_low.astype(low.dtype)) / jnp.maximum(found_high - found_low, 1).astype(low.dtype)
+        middle = (_to_bits(low) + _to_bits(high)) // 2
+        guess = jnp.where(turn % 3 == 2, middle, _to_bits(low + share * (high - low)))
+        guess = jax.lax.bitcast_convert_type(jnp.clip(guess, _to_bits(low) + 1, _to_bits(high) - 1), jnp.float32)
+        found = count(guess)
+        active = unfinished(low, high, found_high)
+        left, right = active & (found < n), active & (found >= n)
+        return (
+            turn + 1,
+            jnp.where(left, guess, low),
+            jnp.where(right, guess, high),
+            jnp.where(left, found, found_low),
+            jnp.where(right, found, found_high),
+        )
+
+    nothing = jnp.zeros(len(race), jnp.int32)
+    start = (jnp.int32(0), jnp.zeros_like(latest), latest, nothing, count(latest))
+    threshold = jax.lax.while_loop(lambda s: jnp.any(unfinished(s[1], s[2], s[4])), narrow, start)[2]
+    return (race <= threshold[:, None]) & (weights > 0)
+
+
+def _to_bits(time: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(time, jnp.int32)

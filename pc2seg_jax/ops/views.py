@@ -28,24 +28,35 @@ def labeled_views(crops: LabeledCrops, *, mean_pixel: tuple[float, float, float]
     return Labeled(_fill(crops.image.astype(jnp.float32), real, mean_pixel), label)
 
 
-def unlabeled_views(crops: UnlabeledCrops, *, mean_pixel: tuple[float, float, float], ignore_id: int) -> Unlabeled:
-    """The weak view, and the strong one: the same pixels with other colours and without the Cutout square."""
+def unlabeled_views(
+    crops: UnlabeledCrops, *, mean_pixel: tuple[float, float, float], ignore_id: int, mask_cutout: bool = True
+) -> Unlabeled:
+    """The weak view, and the strong one: the same pixels with other colours and without the Cutout square.
+
+    mask_cutout: the pixels of the square are not valid.
+    """
     size = crops.image.shape[1:3]
     real = inside(crops.window, size)
-    valid = real & ~inside(crops.cutout, size)
+    seen = real & ~inside(crops.cutout, size)
+    valid = seen if mask_cutout else real
     weak = crops.image.astype(jnp.float32)
     strong = 255 * jax.vmap(jitter)(weak / 255, crops.order, crops.amounts, crops.contrast_mean)
     label = None if crops.label is None else jnp.where(valid, crops.label.astype(jnp.int32), ignore_id)
-    return Unlabeled(_fill(weak, real, mean_pixel), _fill(strong, valid, mean_pixel), valid, label)
+    return Unlabeled(_fill(weak, real, mean_pixel), _fill(strong, seen, mean_pixel), valid, label)
 
 
-def make_views(crops: Crops, *, mean_pixel: tuple[float, float, float], ignore_id: int) -> Batch:
+def make_views(
+    crops: Crops, *, mean_pixel: tuple[float, float, float], ignore_id: int, mask_cutout: bool = True
+) -> Batch:
     """What the objective sees of a batch: `labeled_views` and `unlabeled_views`.
 
     Args:
       mean_pixel: RGB 0..255, fills padding and Cutout.
-      ignore_id: label of padding, and of pixels under Cutout.
+      ignore_id: label of padding, and of pixels that are not valid.
+      mask_cutout: pixels under Cutout are not valid.
     """
     settings = {"mean_pixel": mean_pixel, "ignore_id": ignore_id}
-    unlabeled = None if crops.unlabeled is None else unlabeled_views(crops.unlabeled, **settings)
+    unlabeled = None
+    if crops.unlabeled is not None:
+        unlabeled = unlabeled_views(crops.unlabeled, **settings, mask_cutout=mask_cutout)
     return Batch(labeled_views(crops.labeled, **settings), unlabeled)

@@ -1,0 +1,217 @@
+"""Time, memory, operations and communication of the pixel contrastive loss and its gradient.
+
+  python benchmarks/contrastive.py                       # on this machine, every cell in a process of its own
+  python benchmarks/contrastive.py --topology=v5e:2x4    # compiled for chips that are not at hand (pip install libtpu)
+  python benchmarks/contrastive.py --share               # operations, as a part of the paper's whole training step
+
+Forms: `literal` draws and gathers as the paper writes it, `full` lets every anchor look at all candidates without
+gathering, `window` at a part of them with a certificate (pc2seg_jax/ops/contrastive.py). Groups of 4, 8 and 16 images
+of 33 x 33 cells, 128 channels, 21 classes, 70 % of the pixels background. Milliseconds: median of the repetitions after
+one that warms up. Memory: temporaries that the compiler allocates, and on this machine the process's peak as well.
+Cells whose temporaries exceed --limit_gb are compiled, but not run.
+"""
+
+import itertools
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.sharding import NamedSharding
+
+from pc2seg_jax import compile_report, config, recipes
+from pc2seg_jax.flops import count_flops
+from pc2seg_jax.ops.contrastive import pixel_contrast, pixel_contrast_literal
+from pc2seg_jax.ops.losses import masked_mean
+from pc2seg_jax.parallel import Shardings, make_shardings, map_groups
+
+_FORMS = flags.DEFINE_list("forms", ["literal", "full", "window"], "Which forms.")
+_NEGATIVES = flags.DEFINE_list("negatives", ["50", "100", "200", "400", "800", "1600"], "N, negatives per anchor.")
+_GROUPS = flags.DEFINE_list("groups", ["4", "8", "16"], "Images per group.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Compile for a TPU slice instead, e.g. v5e:2x4: one chip, and all.")
+_SHARE = flags.DEFINE_bool("share", False, "Count operations of the paper's training step with and without contrast.")
+_LIMIT = flags.DEFINE_float("limit_gb", 14.0, "Cells that need more memory are not run.", lower_bound=0)
+_CELL = flags.DEFINE_string("cell", None, "Internal: measures one cell in this process.")
+
+SIDE, CHANNELS, CLASSES, BACKGROUND, REPETITIONS, PATIENCE = 33, 128, 21, 0.7, 5, 20.0
+
+
+def shapes(images: int) -> dict[str, tuple]:
+    cells = (images, SIDE, SIDE)
+    return {
+        "weak": ((*cells, CHANNELS), jnp.float32),
+        "strong": ((*cells, CHANNELS), jnp.float32),
+        "probs": ((*cells, CLASSES), jnp.float32),
+        "valid": (cells, jnp.bool_),
+    }
+
+
+def random_inputs(images: int) -> dict[str, np.ndarray]:
+    """Noise as features, and predictions that are 90 % sure of their class on average."""
+    rng = np.random.default_rng(0)
+    cells = (images, SIDE, SIDE)
+    classes = np.where(rng.random(cells) < BACKGROUND, 0, rng.integers(1, CLASSES, cells))
+    logits = rng.normal(size=(*cells, CLASSES)) + 6 * np.eye(CLASSES)[classes]
+    return {
+        "weak": rng.standard_normal((*cells, CHANNELS)).astype(np.float32),
+        "strong": rng.standard_normal((*cells, CHANNELS)).astype(np.float32),
+        "probs": np.asarray(jax.nn.softmax(logits), np.float32),
+        "valid": rng.random(cells) < 0.96,
+    }
+
+
+def make_function(form: str, negatives: int, group_size: int, shardings: Shardings):
+    """Loss, exact fraction, and gradients to both views, of a whole number of groups."""
+    settings = {"strategy": "different_image_pseudo_label", "num_negatives": negatives}
+
+    def contrast(images, keys, span):
+        features = (images[name] for name in ("weak", "strong", "probs", "valid"))
+        if form == "literal":
+            return pixel_contrast_literal(*features, keys, **settings)
+        return pixel_contrast(*features, keys, method=form, span=span, **settings)
+
+    def mean_loss(weak, strong, rest):
+        images = rest | {"weak": weak, "strong": strong}
+        keys = jax.random.split(jax.random.key(0), len(weak) // group_size)
+        loss, _, stats = map_groups(contrast, images, keys, group_size=group_size, mesh=shardings.mesh)
+        return masked_mean(loss, stats.valid), masked_mean(stats.exact, stats.valid)
+
+    data = (shardings.data,) * 3
+    return jax.jit(jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True), in_shardings=data)
+
+
+def arguments(tree: dict) -> tuple:
+    return tree["weak"], tree["strong"], {name: tree[name] for name in ("probs", "valid")}
+
+
+def measure(form: str, negatives: int, group_size: int) -> dict:
+    """One cell on the first device of this machine."""
+    shardings = make_shardings(1)
+    inputs = jax.device_put(arguments(random_inputs(group_size)), shardings.data)
+    compiled = make_function(form, negatives, group_size, shardings).lower(*inputs).compile()
+    temporaries = compiled.memory_analysis().temp_size_in_bytes / 2**30
+    result = {"temporaries": temporaries}
+    if temporaries * 2**30 > _LIMIT.value * 1e9:
+        return result
+    seconds, spent = [], 0.0
+    while not seconds or (len(seconds) <= REPETITIONS and spent < PATIENCE):
+        start = time.perf_counter()
+        ((loss, exact), _) = jax.block_until_ready(compiled(*inputs))
+        seconds.append(time.perf_counter() - start)
+        spent += seconds[-1]
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    peak = peak or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = seconds[1:] or seconds
+    return result | {
+        "ms": 1e3 * statistics.median(times),
+        "peak": peak / 2**30,
+        "loss": float(loss),
+        "exact": float(exact),
+    }
+
+
+def cells() -> list[tuple[int, int, str]]:
+    return [(int(g), int(n), form) for g, n, form in itertools.product(_GROUPS.value, _NEGATIVES.value, _FORMS.value)]
+
+
+def measure_all() -> None:
+    print(f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s), jax {jax.__version__}")
+    print("group     N  form         ms  times literal  temporaries GiB  peak GiB  exact     loss")
+    literal = {}
+    for g, n, form in cells():
+        done = subprocess.run(
+            [sys.executable, __file__, f"--cell={form},{n},{g}", f"--limit_gb={_LIMIT.value}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            print(f"{g:5} {n:5}  {form:<8} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
+            continue
+        cell = json.loads(done.stdout.strip().splitlines()[-1])
+        if "ms" not in cell:
+            print(f"{g:5} {n:5}  {form:<8}  not run {'':>15} {cell['temporaries']:12.2f}", flush=True)
+            continue
+        literal |= {(g, n): cell["ms"]} if form == "literal" else {}
+        ratio = f"{literal[g, n] / cell['ms']:.1f}" if (g, n) in literal else "-"
+        print(
+            f"{g:5} {n:5}  {form:<8} {cell['ms']:8.0f} {ratio:>14} {cell['temporaries']:16.2f} {cell['peak']:9.2f} "
+            f"{cell['exact']:6.3f} {cell['loss']:8.4f}",
+            flush=True,
+        )
+
+
+def compile_for(topology: str) -> None:
+    """One group on one chip, and on as many chips as hold 4 images of it each."""
+    devices = compile_report.topology_devices(topology)
+    print(f"{devices[0].device_kind}, compiled ahead of time, jax {jax.__version__}; per chip")
+    print("group     N  form     chips  temporaries GiB      GFLOP  collectives")
+    for g, n, form in cells():
+        for chips in {1, g // 4} if form != "literal" else {1}:
+            shardings = make_shardings(devices=devices[:chips])
+            function = make_function(form, n, g, shardings)
+            structs = {
+                name: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(shardings.mesh, shardings.data.spec))
+                for name, (shape, dtype) in shapes(g).items()
+            }
+            traced = function.trace(*arguments(structs))
+            try:
+                compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                print(f"{g:5} {n:5}  {form:<8} {chips:5}  does not fit: {str(error).splitlines()[0][:90]}", flush=True)
+                continue
+            found = compile_report.find_collectives(compiled.as_text())
+            said = ", ".join(f"{c.operations} {c.kind} {c.bytes / 1e6:.2f} MB" for c in found) or "none"
+            print(
+                f"{g:5} {n:5}  {form:<8} {chips:5} {compiled.memory_analysis().temp_size_in_bytes / 2**30:16.3f} "
+                f"{count_flops(traced.jaxpr.jaxpr) / chips / 1e9:10.1f}  {said}",
+                flush=True,
+            )
+
+
+def share_of_the_step() -> None:
+    """Products and convolutions of the step of ResNet-50 at 513 x 513, groups of 4, of 64 labelled and 64 others."""
+    c = config.default_config()
+    recipes.paper_network(c, "r50")
+    shardings = make_shardings(1)
+
+    def flops(weight: float, form: str, negatives: int) -> float:
+        c.update_from_flattened_dict(
+            {"loss.contrast_weight": weight, "loss.sampling": form, "loss.num_negatives": negatives}
+        )
+        return compile_report.step_flops(c, num_classes=CLASSES, shardings=shardings)
+
+    without = flops(0.0, "window", 200)
+    print(f"step without contrast {without / 1e12:.1f} TFLOP for {c.batch_labeled + c.batch_unlabeled} images")
+    print("form         N    TFLOP   share of the step")
+    for form, n in itertools.product([form for form in _FORMS.value if form != "literal"], map(int, _NEGATIVES.value)):
+        whole = flops(0.3, form, n)
+        print(f"{form:<8} {n:5} {(whole - without) / 1e12:8.3f} {(whole - without) / whole:12.2%}", flush=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if _CELL.value:
+        form, n, g = _CELL.value.split(",")
+        print(json.dumps(measure(form, int(n), int(g))))
+    elif _SHARE.value:
+        share_of_the_step()
+    elif _TOPOLOGY.value:
+        compile_for(_TOPOLOGY.value)
+    else:
+        measure_all()
+
+
+if __name__ == "__main__":
+    app.run(main)
