@@ -20,7 +20,7 @@ from pc2seg_jax.parallel import Shardings, make_shardings, prefetch_to_devices
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState
 from pc2seg_jax.writers import MetricWriter, Progress, flatten_metrics, peak_memory_gb
 
-ENOUGH_EXACT = 0.95  # share of the anchors whose draw is exact, below which the log says so
+ENOUGH = 0.95  # share of the anchors, or of their negatives, below which the log says what is missing
 
 
 def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> workdir_lib.DatasetInfo:
@@ -104,16 +104,24 @@ def scores(result: dict) -> dict[str, float]:
     return log | ({"val/teacher_miou": result["teacher"]["miou"]} if "teacher" in result else {})
 
 
-def warn_of_inexact_draws(values: dict[str, float], config: ml_collections.ConfigDict) -> str:
-    """A sentence where too many anchors looked at too few candidates, else ""."""
-    least = min((value for name, value in values.items() if name.endswith("exact_fraction")), default=1.0)
-    if least >= ENOUGH_EXACT:
-        return ""
-    return (
-        f"warning: {1 - least:.0%} of the anchors found fewer than {config.loss.num_negatives} negatives in their "
-        "window and use those: raise --config.loss.window (0 means five candidates per negative, at least 1024) or "
-        "lower --config.loss.num_negatives in a new run"
-    )
+def warn_of_draws(values: dict[str, float], config: ml_collections.ConfigDict) -> str:
+    """A sentence where anchors have fewer negatives than they should, for the window or for the group; else ""."""
+    wanted = config.loss.num_negatives
+    for name in (name.removesuffix("/exact_fraction") for name in values if name.endswith("/exact_fraction")):
+        exact, found = values[f"{name}/exact_fraction"], values[f"{name}/num_negatives"]
+        if exact < ENOUGH:
+            return (
+                f"warning: {1 - exact:.0%} of the anchors are certain of fewer than {wanted} negatives in their window "
+                "and use those: raise --config.loss.window (0: five candidates per negative, at least 1024) or lower "
+                "--config.loss.num_negatives in a new run"
+            )
+        if found < ENOUGH * wanted:
+            return (
+                f"warning: anchors have {found:.1f} negatives on average instead of {wanted}, because their groups offer "
+                "no more pixels that may be of another class: lower --config.loss.num_negatives, or raise "
+                "--config.group_size, in a new run"
+            )
+    return ""
 
 
 def train_and_evaluate(
@@ -174,7 +182,7 @@ def train_and_evaluate(
                     seconds = writer.seconds + progress.seconds
                     costs = {"images_per_second": rate, "seconds": seconds, "memory_gb": peak_memory_gb()}
                     writer.write(step, values | costs)
-                    if not warned and (warning := warn_of_inexact_draws(values, config)):
+                    if not warned and (warning := warn_of_draws(values, config)):
                         progress.message(warning)
                         warned = True
                 if evaluates:

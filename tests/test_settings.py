@@ -18,6 +18,7 @@ from pc2seg_jax.ops.losses import average_per_class, cosine_distance, cross_entr
 from pc2seg_jax.ops.views import make_views
 from pc2seg_jax.parallel import make_shardings
 from pc2seg_jax.step import make_gradient_norms
+from pc2seg_jax.training import warn_of_draws
 from pc2seg_jax.types import TrainState
 
 
@@ -307,3 +308,20 @@ def test_the_settings_of_the_configuration_are_those_of_the_objective(tiny_confi
     features = set(objective.FeatureSettings._fields)
     assert set(bound.keywords) == (set(SETTINGS) - {"teacher"} - features) | {"mesh", "features"}
     assert bound.keywords["features"].num_negatives == 10
+
+
+@pytest.mark.parametrize(
+    ("exact", "found", "words"),
+    [
+        (1.0, 10.0, None),
+        (0.96, 9.8, None),
+        (0.6, 8.0, "40% of the anchors are certain of fewer than 10 negatives in their window"),
+        (1.0, 3.0, "anchors have 3.0 negatives on average instead of 10, because their groups offer no more"),
+        (1.0, 0.0, "anchors have 0.0 negatives on average instead of 10"),
+    ],
+)
+def test_missing_negatives_are_told_with_their_cause(tiny_config, exact, found, words):
+    values = {"loss": 1.0, "contrast/exact_fraction": exact, "contrast/num_negatives": found}
+    sentence = warn_of_draws(values, tiny_config())
+    assert (words in sentence and "--config.loss.num_negatives" in sentence) if words else sentence == ""
+    assert warn_of_draws({"loss": 1.0}, tiny_config()) == ""
