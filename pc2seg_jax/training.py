@@ -117,8 +117,8 @@ def warn_of_draws(values: dict[str, float], config: ml_collections.ConfigDict) -
             )
         if found < ENOUGH * wanted:
             return (
-                f"warning: anchors have {found:.1f} negatives on average instead of {wanted}, because their groups offer "
-                "no more pixels that may be of another class: lower --config.loss.num_negatives, or raise "
+                f"warning: anchors have {found:.1f} negatives on average instead of {wanted}, because their groups "
+                "offer no more pixels that may be of another class: lower --config.loss.num_negatives, or raise "
                 "--config.group_size, in a new run"
             )
     return ""
