@@ -91,7 +91,7 @@ def write_sheet(
 def check_output(output: pathlib.Path, overwrite: bool) -> None:
     """Refuses a file that cannot or must not be written, before anything is read."""
     if output.suffix.lower() != ".png":
-        raise UserError(f"--output={output} is the contact sheet: name a file that ends in .png")
+        raise UserError(f"--output={output} is a picture: name a file that ends in .png")
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: the folder {output.parent} does not exist")
     if output.exists() and not overwrite:

@@ -20,6 +20,7 @@ COMMANDS = (
     "prepare",
     "check_data",
     "sweep",
+    "show",
 )
 
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
@@ -35,7 +36,7 @@ LAYERS = (
     ("initialization",),
     ("prediction", "training"),
     ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweeping"),
-    ("report_page", "sweep_report"),
+    ("report_page", "sweep_report", "loss_pictures"),
     COMMANDS,
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
