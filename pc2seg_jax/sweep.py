@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
     del argv
     from pc2seg_jax import build, config, sweep_report, sweeping
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what runs in its background deaf to the latter
+        signal.signal(number, signal.default_int_handler)
     base, root = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     output = pathlib.Path(_OUTPUT.value or root)
     sweep_report.check_output(output)
