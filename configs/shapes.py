@@ -25,5 +25,7 @@ def get_config(variant: str = "study"):
     c.augment.scales = (0.75, 1.0, 1.25)
     c.augment.cutout_size = 20
     c.eval.every = c.steps
+    if variant == "sweep":
+        c.log_every = 10  # the tables average what is logged
     c.eval.batch_size = 40
     return c

@@ -125,14 +125,14 @@ def window_loops(x, num_negatives, window):
     return [np.moveaxis(y.reshape(groups, 2, images, size, size), 1, 2) for y in (losses, found)]
 
 
-@pytest.mark.parametrize("window", [12, 20, 36])
+@pytest.mark.parametrize("window", [12, 20, 30])
 def test_window_loss_equals_the_loop(window):
     x = inputs(size=3)
     loss, _, stats = run(x, method="window", window=window)
     expected, found = window_loops(x, 6, window)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(stats.num_negatives, found)
-    np.testing.assert_array_equal(stats.exact, (found == 6) | (window == 36))
+    np.testing.assert_array_equal(stats.exact, found == 6)
     if window == 12:  # a certificate that fails is reported
         assert 0 < np.asarray(stats.exact)[np.asarray(stats.valid)].mean() < 1
 

@@ -105,10 +105,11 @@ def pixel_contrast(
       num_negatives: N of eq. 4; an anchor with fewer candidates uses those it has.
       temperature: tau of eq. 4.
       method: of `METHODS`, see above.
-      window: candidates per block of anchors; 0: `choose_window`.
+      window: candidates per block of anchors; 0: `choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
-      block_size: anchors per block, about; 0: 1024, or 64 of every image. "full" does not depend on it.
+      block_size: anchors per block, about; 0: 256, or 32 of every image. "full" does not depend on it, and the
+        variance of "window" grows with it: anchors that share clocks draw alike.
       span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
@@ -126,9 +127,11 @@ def pixel_contrast(
     anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, span)
     num_candidates = candidates.number.shape[1]
     width = choose_window(num_negatives, num_candidates) if window == 0 else min(window, num_candidates)
+    # Clocks of their own cost anchors nothing where the window holds all candidates.
+    method = "full" if width == num_candidates else method
     images = num_candidates // (2 * cells)
     # Of every image the same cells, so that the loop is not over an axis that devices share.
-    num_blocks = math.ceil(cells / max(1, (block_size or max(1024, 64 * images)) // (2 * images)))
+    num_blocks = math.ceil(cells / max(1, (block_size or max(256, 32 * images)) // (2 * images)))
 
     def of_block(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, clocks: jax.Array, horizon: jax.Array):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
@@ -218,15 +221,17 @@ def _pixels(weak, strong, probs, valid, label, ignore_id, span: GroupSpan) -> tu
 
 
 def _windows(candidates: _Pixels, key: jax.Array, blocks: int, width: int) -> tuple[_Pixels, jax.Array, jax.Array]:
-    """What every block looks at: the next candidates of a permuted circle, their clocks, and the horizon.
+    """What every block looks at: a part of the candidates in a permuted circle, their clocks, and the horizon.
 
-    Consecutive windows, not windows at random places: each is a uniformly drawn part all the same, and together they
-    use all candidates alike. A part of a permutation needs no sort of M clocks and no slice at a computed place.
+    The windows start at equal distances, not at random places: each is a uniformly drawn part in a uniformly drawn
+    order all the same, and together they use all candidates alike. Their first candidates, which are the likeliest to
+    be drawn, differ from block to block as much as they can: blocks that start together would draw the same pixels.
     """
     count = len(candidates.number)
     key_order, key_clocks = jax.random.split(key)
     order = jax.random.permutation(key_order, count)
-    places = order[jnp.arange(blocks * width) % count].reshape(blocks, width)
+    starts = jnp.arange(blocks) * count // blocks
+    places = order[(starts[:, None] + jnp.arange(width)) % count]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key_clocks, jnp.arange(blocks))
     clocks, horizons = jax.vmap(lambda key: sorted_clocks(key, count, width))(keys)
     return jax.tree.map(lambda x: x[places], candidates), clocks, horizons
