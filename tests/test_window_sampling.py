@@ -1,12 +1,13 @@
 """Window sampling draws what full sampling draws, or says that it did not."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_contrastive import IGNORE, TEMPERATURE, inputs, relative_error, run
+from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run
 
 from pc2seg_jax.ops.contrastive import choose_window
 from pc2seg_jax.ops.sampling import Candidates, draw_mask, exponential_clocks, sampling_weights, sorted_clocks
@@ -96,8 +97,8 @@ def test_inclusion_frequencies_of_the_window_are_those_of_draws_without_replacem
     assert not drawn[:, WEIGHTS == 0].any()
 
 
-def window_loops(x, num_negatives, window):
-    """Eq. 4 anchor by anchor in float64 with the windows of one block; permutation and clocks from the code."""
+def window_loops(x, num_negatives, window, block_cells):
+    """Eq. 4 anchor by anchor in float64 with the windows of its block; permutation and clocks from the code."""
     groups, images, size, _, dim = x["weak"].shape
     pixels = images * size * size
     losses, found = np.zeros((groups, 2 * pixels)), np.zeros((groups, 2 * pixels))
@@ -112,11 +113,14 @@ def window_loops(x, num_negatives, window):
         )
         weights = np.asarray(sampling_weights("pseudo_label", c, c))
         key_order, key_clocks = jax.random.split(jax.random.fold_in(KEY, g))
-        order = np.asarray(jax.random.permutation(key_order, 2 * pixels))[:window]
-        times, horizon = sorted_clocks(jax.random.fold_in(key_clocks, 0), 2 * pixels, window)
-        times, horizon = np.asarray(times), float(horizon)
+        circle = np.asarray(jax.random.permutation(key_order, 2 * pixels))
+        blocks = -(-(size**2) // block_cells)
         for a in range(2 * pixels):
-            race = [(t / weights[a, j], j) for t, j in zip(times, order, strict=True) if weights[a, j] > 0]
+            block = a % size**2 // block_cells
+            times, horizon = sorted_clocks(jax.random.fold_in(key_clocks, block), 2 * pixels, window)
+            order = np.roll(circle, -(block * 2 * pixels // blocks))[:window]
+            clocks = zip(np.asarray(times), order, strict=True)
+            race = [(t / weights[a, j], j) for t, j in clocks if weights[a, j] > 0]
             negatives = [j for t, j in sorted(race) if t <= horizon][:num_negatives]
             found[g, a] = len(negatives)
             q = sum(np.exp(z[a] @ z[j] / TEMPERATURE) for j in negatives)
@@ -125,11 +129,12 @@ def window_loops(x, num_negatives, window):
     return [np.moveaxis(y.reshape(groups, 2, images, size, size), 1, 2) for y in (losses, found)]
 
 
-@pytest.mark.parametrize("window", [12, 20, 30])
-def test_window_loss_equals_the_loop(window):
+@pytest.mark.parametrize(("window", "block_cells"), [(12, 9), (20, 3), (30, 2)])
+def test_window_loss_equals_the_loop(window, block_cells):
+    """Nine cells: one block, three, and four and a half, the last of which is filled up."""
     x = inputs(size=3)
-    loss, _, stats = run(x, method="window", window=window)
-    expected, found = window_loops(x, 6, window)
+    loss, _, stats = run(x, method="window", window=window, block_size=4 * block_cells)
+    expected, found = window_loops(x, 6, window, math.ceil(9 / math.ceil(9 / block_cells)))
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(stats.num_negatives, found)
     np.testing.assert_array_equal(stats.exact, found == 6)
@@ -166,18 +171,32 @@ def test_too_small_a_window_draws_less_and_never_something_else():
     assert np.asarray(small.num_negatives)[common].mean() < 2 < np.asarray(whole.num_negatives)[common].mean()
 
 
-def test_blocks_cover_every_anchor_once_and_have_gradients():
+def test_the_gradient_of_the_window_is_the_slope_of_its_loss():
+    """The draw depends on the probabilities alone, so that the loss is smooth in the features."""
     x = inputs(size=3)
-    (loss, gradient), (other, other_gradient) = (evaluate_window(x, block_size=size) for size in (12, 1000))
-    # 36 candidates, all in every window and all drawn: nothing is random.
-    np.testing.assert_allclose(loss, other, rtol=1e-6)
-    assert relative_error(gradient, other_gradient) < 1e-6
+    rng = np.random.default_rng(1)
+    options = {"strategy": "different_image", "method": "window", "window": 20, "block_size": 12}
+    _, gradient = loss_and_gradient(x, **options)
+    for name, slopes in zip(("weak", "strong"), gradient, strict=False):
+        direction = rng.standard_normal(slopes.shape).astype(np.float32)
+        up, down = (run({**x, name: x[name] + step * direction}, **options)[0] for step in (1e-2, -1e-2))
+        valid = np.broadcast_to(x["valid"][:, :, None], up.shape)
+        found = (np.asarray(up, np.float64) - np.asarray(down, np.float64))[valid].mean() / 2e-2
+        np.testing.assert_allclose(found, np.sum(np.multiply(slopes, direction, dtype=np.float64)), rtol=1e-2)
 
 
-def evaluate_window(x, **options):
-    from test_contrastive import loss_and_gradient
+def test_blocks_draw_apart_from_one_another():
+    """Under `uniform` the anchors of a block draw the same pixels; blocks that did too would waste their number."""
+    x = inputs(groups=1, size=6, images=1)
+    x["valid"][:] = True
+    x["label"] = (np.random.default_rng(0).random(x["label"].shape) < 0.2).astype(np.int32)
 
-    return loss_and_gradient(x, strategy="different_image", num_negatives=1000, method="window", **options)
+    def spread(block_size):
+        options = {"strategy": "uniform", "num_negatives": 4, "method": "window", "window": 40}
+        stats = [run(x, key=jax.random.key(i), block_size=block_size, **options)[2] for i in range(100)]
+        return np.std([np.mean(s.false_negative_rate) for s in stats])
+
+    assert spread(2) < 0.3 * spread(72)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +221,6 @@ def test_degenerate_inputs_have_finite_losses_and_gradients(method, case):
         options["strategy"] = "different_image"
     elif case == "many_negatives":
         options["num_negatives"] = 10_000
-    from test_contrastive import evaluate
-
     (loss, (_, mask, stats)), gradient = evaluate(x, method=method, **options)
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in gradient)
