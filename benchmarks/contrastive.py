@@ -3,6 +3,7 @@
   python benchmarks/contrastive.py                       # on this machine, every cell in a process of its own
   python benchmarks/contrastive.py --topology=v5e:2x4    # compiled for chips that are not at hand (pip install libtpu)
   python benchmarks/contrastive.py --share               # operations, as a part of the paper's whole training step
+  python benchmarks/contrastive.py --noise               # how far loss and gradient differ from draw to draw
 
 Forms: `literal` draws and gathers as the paper writes it, `full` lets every anchor look at all candidates without
 gathering, `window` at a part of them with a certificate (pc2seg_jax/ops/contrastive.py). Groups of 4, 8 and 16 images
@@ -39,10 +40,12 @@ _NEGATIVES = flags.DEFINE_list("negatives", ["50", "100", "200", "400", "800", "
 _GROUPS = flags.DEFINE_list("groups", ["4", "8", "16"], "Images per group.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Compile for a TPU slice instead, e.g. v5e:2x4: one chip, and all.")
 _SHARE = flags.DEFINE_bool("share", False, "Count operations of the paper's training step with and without contrast.")
+_NOISE = flags.DEFINE_bool("noise", False, "Repeat draws with the same features, N = 200, groups of 4.")
 _LIMIT = flags.DEFINE_float("limit_gb", 14.0, "Cells that need more memory are not run.", lower_bound=0)
 _CELL = flags.DEFINE_string("cell", None, "Internal: measures one cell in this process.")
 
 SIDE, CHANNELS, CLASSES, BACKGROUND, REPETITIONS, PATIENCE = 33, 128, 21, 0.7, 5, 20.0
+DRAWS, BLOCKS = 16, (64, 256, 1024)
 
 
 def shapes(images: int) -> dict[str, tuple]:
@@ -56,22 +59,23 @@ def shapes(images: int) -> dict[str, tuple]:
 
 
 def random_inputs(images: int) -> dict[str, np.ndarray]:
-    """Noise as features, and predictions that are 90 % sure of their class on average."""
+    """Features of classes and noise, and predictions that are 90 % sure of their class on average."""
     rng = np.random.default_rng(0)
     cells = (images, SIDE, SIDE)
     classes = np.where(rng.random(cells) < BACKGROUND, 0, rng.integers(1, CLASSES, cells))
     logits = rng.normal(size=(*cells, CLASSES)) + 6 * np.eye(CLASSES)[classes]
+    features = rng.standard_normal((CLASSES, CHANNELS))[classes] + rng.standard_normal((*cells, CHANNELS))
     return {
-        "weak": rng.standard_normal((*cells, CHANNELS)).astype(np.float32),
-        "strong": rng.standard_normal((*cells, CHANNELS)).astype(np.float32),
+        "weak": (features + 0.5 * rng.standard_normal(features.shape)).astype(np.float32),
+        "strong": (features + 0.5 * rng.standard_normal(features.shape)).astype(np.float32),
         "probs": np.asarray(jax.nn.softmax(logits), np.float32),
         "valid": rng.random(cells) < 0.96,
     }
 
 
-def make_function(form: str, negatives: int, group_size: int, shardings: Shardings):
+def make_function(form: str, negatives: int, group_size: int, shardings: Shardings, **others):
     """Loss, exact fraction, and gradients to both views, of a whole number of groups."""
-    settings = {"strategy": "different_image_pseudo_label", "num_negatives": negatives}
+    settings = {"strategy": "different_image_pseudo_label", "num_negatives": negatives} | others
 
     def contrast(images, keys, span):
         features = (images[name] for name in ("weak", "strong", "probs", "valid"))
@@ -79,14 +83,13 @@ def make_function(form: str, negatives: int, group_size: int, shardings: Shardin
             return pixel_contrast_literal(*features, keys, **settings)
         return pixel_contrast(*features, keys, method=form, span=span, **settings)
 
-    def mean_loss(weak, strong, rest):
+    def mean_loss(weak, strong, rest, draw=0):
         images = rest | {"weak": weak, "strong": strong}
-        keys = jax.random.split(jax.random.key(0), len(weak) // group_size)
+        keys = jax.random.split(jax.random.key(draw), len(weak) // group_size)
         loss, _, stats = map_groups(contrast, images, keys, group_size=group_size, mesh=shardings.mesh)
         return masked_mean(loss, stats.valid), masked_mean(stats.exact, stats.valid)
 
-    data = (shardings.data,) * 3
-    return jax.jit(jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True), in_shardings=data)
+    return jax.jit(jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True))
 
 
 def arguments(tree: dict) -> tuple:
@@ -200,6 +203,27 @@ def share_of_the_step() -> None:
         print(f"{form:<8} {n:5} {(whole - without) / 1e12:8.3f} {(whole - without) / whole:12.2%}", flush=True)
 
 
+def noise_of_the_draw() -> None:
+    """Over draws: the loss's standard deviation, and sqrt(E |g - E g|^2) / |E g| of the gradient g."""
+    print(f"{DRAWS} draws from the same features, N = 200, a group of 4")
+    print("strategy                        form    block     loss    std     gradient noise")
+    shardings = make_shardings(1)
+    inputs = jax.device_put(arguments(random_inputs(4)), shardings.data)
+    kinds = [("window", size) for size in BLOCKS] + [("full", 0)]
+    for strategy, (form, block_size) in itertools.product(("uniform", "different_image_pseudo_label"), kinds):
+        function = make_function(form, 200, 4, shardings, strategy=strategy, block_size=block_size)
+        found = [jax.device_get(function(*inputs, draw)) for draw in range(DRAWS)]
+        losses = [loss for (loss, _), _ in found]
+        gradients = np.stack([np.concatenate([np.ravel(g) for g in gradient]) for _, gradient in found])
+        variance = gradients.var(axis=0, ddof=1).sum()
+        signal = np.sum(gradients.mean(axis=0) ** 2) - variance / DRAWS  # the mean's square is too large by its noise
+        print(
+            f"{strategy:<30}  {form:<8}{block_size or '-':>5} {np.mean(losses):8.4f} {np.std(losses, ddof=1):.5f} "
+            f"{np.sqrt(variance / signal):12.3f}",
+            flush=True,
+        )
+
+
 def main(argv: list[str]) -> None:
     del argv
     if _CELL.value:
@@ -207,6 +231,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(measure(form, int(n), int(g))))
     elif _SHARE.value:
         share_of_the_step()
+    elif _NOISE.value:
+        noise_of_the_draw()
     elif _TOPOLOGY.value:
         compile_for(_TOPOLOGY.value)
     else:
