@@ -39,7 +39,7 @@ def _names_one_kind(values: dict) -> bool:
 
 def main(argv: list[str]) -> None:
     del argv
-    from pc2seg_jax import build, config, sweep_report, sweeping
+    from pc2seg_jax import build, config, sweep_cells, sweep_report, sweeping
 
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what runs in its background deaf to the latter
         signal.signal(number, signal.default_int_handler)
@@ -48,10 +48,10 @@ def main(argv: list[str]) -> None:
     sweep_report.check_output(output)
     paper = {}
     if _SWEEP.value:
-        cells, paper = sweeping.load_sweep(pathlib.Path(_SWEEP.value), base)
+        cells, paper = sweep_cells.load_sweep(pathlib.Path(_SWEEP.value), base)
     else:
-        cells = sweeping.grid_cells(_GRID.value, base)
-    rows = sweeping.make_rows(base, cells, seeds=_SEEDS.value, choices=build.CHOICES, paper=paper)
+        cells = sweep_cells.grid_cells(_GRID.value, base)
+    rows = sweep_cells.make_rows(base, cells, seeds=_SEEDS.value, choices=build.CHOICES, paper=paper)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     overrides = list(config_flags.get_override_values(flags.FLAGS["config"]))
     try:

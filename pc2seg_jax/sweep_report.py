@@ -12,7 +12,8 @@ from typing import Any
 import pc2seg_jax
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.sweeping import Cell, Row, as_text, is_finished, read_evaluation
+from pc2seg_jax.sweep_cells import Cell, Row, as_text
+from pc2seg_jax.sweeping import is_finished, read_evaluation
 
 ROLES = ("labeled", "unlabeled", "val")
 COSTS = ("minutes", "images_per_second", "memory_gb")  # what another run of the same cell need not repeat

@@ -35,8 +35,9 @@ LAYERS = (
     ("evaluation", "restoring", "failures", "compile_report"),
     ("initialization",),
     ("prediction", "training"),
-    ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweeping"),
-    ("report_page", "sweep_report", "loss_pictures"),
+    ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweep_cells"),
+    ("report_page", "loss_pictures", "sweeping"),
+    ("sweep_report",),
     COMMANDS,
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

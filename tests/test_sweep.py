@@ -14,7 +14,7 @@ import time
 import pytest
 
 from pc2seg_jax import config as config_lib
-from pc2seg_jax import sweep_report, sweeping
+from pc2seg_jax import sweep_cells, sweep_report, sweeping
 from pc2seg_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -24,7 +24,7 @@ HEAD = {"configuration": "base.py", "overrides": {}, "steps": 6, "versions": {"j
 # Imitates `train`: its options, its folder, continuing after the last checkpoint, and dying in the middle of a file.
 STAND_IN = """
 import ast, hashlib, json, os, pathlib, runpy, sys, time
-from pc2seg_jax import config as config_lib, sweeping, workdir as workdir_lib
+from pc2seg_jax import config as config_lib, sweep_cells, workdir as workdir_lib
 
 options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
 base = runpy.run_path(options.pop("config"))["get_config"]()
@@ -36,7 +36,7 @@ for key, text in options.items():
     like = flat[key.removeprefix("config.")]
     changes[key.removeprefix("config.")] = text if isinstance(like, str) else ast.literal_eval(text)
 base.seed = changes.pop("seed")
-config = sweeping.apply(base, changes)
+config = sweep_cells.apply(base, changes)
 if config.init_from == "broken":
     print("some words\\nerror: the weights are broken\\n")
     sys.exit(2)
@@ -72,7 +72,7 @@ def drive(place, grids, *, seeds=1, jobs=1, name="sweep", overrides=(), root="ro
     """What the command does, in the folder `place`, with the stand-in and without JAX."""
     sweeping.TRAIN = (sys.executable, str(place / "train.py"))
     base = config_lib.load(place / "base.json")
-    rows = sweeping.make_rows(base, sweeping.grid_cells(grids, base), seeds=seeds, choices={}, paper={})
+    rows = sweep_cells.make_rows(base, sweep_cells.grid_cells(grids, base), seeds=seeds, choices={}, paper={})
     with sweeping.claim(place / root, base) as lock:
         failures = sweeping.run(rows, place / root, str(place / "base.py"), overrides, lock=lock, jobs=jobs)
         table = sweep_report.make_table(rows, place / root, failures, {"name": name, **HEAD})
@@ -175,7 +175,7 @@ def test_equal_cells_of_one_sweep_run_once(place, tiny_config):
     base = tiny_config()
     cells = {"a": {}, "b": {"loss.contrast_weight": 0.3}, "c": {"steps": 6}}
     sweeping.TRAIN = (sys.executable, str(place / "train.py"))
-    rows = sweeping.make_rows(base, cells, seeds=1, choices={}, paper={})
+    rows = sweep_cells.make_rows(base, cells, seeds=1, choices={}, paper={})
     with sweeping.claim(place / "root", base) as lock:
         assert sweeping.run(rows, place / "root", str(place / "base.py"), [], lock=lock, jobs=2) == {}
     assert [row[0] for row in starts(place)] == ["base__seed=0"]

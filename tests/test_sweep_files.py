@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from pc2seg_jax import build, sweep_report, sweeping
+from pc2seg_jax import build, sweep_cells, sweep_report
 from pc2seg_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -17,7 +17,7 @@ HEAD = {"configuration": "base.py", "overrides": {}, "steps": 6, "versions": {"j
 
 def test_grids_are_multiplied_and_values_take_the_type_of_their_key(tiny_config):
     grids = ["config.loss.contrast_weight=0,0.1,0.3", "config.model.contrast_layers=('conv5','encoder'),('conv5',)"]
-    cells = sweeping.grid_cells(grids, tiny_config())
+    cells = sweep_cells.grid_cells(grids, tiny_config())
     weights, layers = (0.0, 0.1, 0.3), (("conv5", "encoder"), ("conv5",))
     expected = [{"loss.contrast_weight": w, "model.contrast_layers": x} for w in weights for x in layers]
     assert list(cells.values()) == expected
@@ -37,7 +37,7 @@ def test_grids_are_multiplied_and_values_take_the_type_of_their_key(tiny_config)
     ],
 )
 def test_values_of_a_grid(tiny_config, text, values):
-    key, found = sweeping.parse_grid(text, tiny_config())
+    key, found = sweep_cells.parse_grid(text, tiny_config())
     assert found == values
     assert [type(value) for value in found] == [type(value) for value in values]
     assert f"config.{key}" == text.partition("=")[0]
@@ -65,7 +65,9 @@ WRONG_GRIDS = [
 @pytest.mark.parametrize(("grids", "words"), WRONG_GRIDS)
 def test_wrong_grids_end_in_one_sentence(tiny_config, grids, words):
     def rows(base):
-        return sweeping.make_rows(base, sweeping.grid_cells(grids, base), seeds=1, choices=build.CHOICES, paper={})
+        return sweep_cells.make_rows(
+            base, sweep_cells.grid_cells(grids, base), seeds=1, choices=build.CHOICES, paper={}
+        )
 
     with pytest.raises(UserError) as error:
         rows(tiny_config())
@@ -86,17 +88,17 @@ def test_sweep_files_that_cannot_be_used_are_named(tmp_path, tiny_config):
         if text is not None:
             path.write_text(text)
         with pytest.raises(UserError, match=f"--sweep={path}.*{word}"):
-            sweeping.load_sweep(path, tiny_config())
+            sweep_cells.load_sweep(path, tiny_config())
     path.write_text("PAPER = {'a': 3}\ndef get_cells(c):\n    c.steps = 1\n    return {'a': {'loss.delay': c.steps}}")
     base = tiny_config()
-    assert sweeping.load_sweep(path, base) == ({"a": {"loss.delay": 1}}, {"a": 3})
+    assert sweep_cells.load_sweep(path, base) == ({"a": {"loss.delay": 1}}, {"a": 3})
     assert base.steps == 6
 
 
 def test_folders_are_named_after_what_differs_from_the_base_and_the_seed(tiny_config):
     base = tiny_config(seed=4)
     cells = {"same": {"loss.contrast_weight": 0.3}, "other": {"steps": 4, "loss.window": 99}}
-    rows = sweeping.make_rows(base, cells, seeds=2, choices={}, paper={"same": 1.5})
+    rows = sweep_cells.make_rows(base, cells, seeds=2, choices={}, paper={"same": 1.5})
     assert [row.paper for row in rows] == [1.5, None]
     names = [cell.folder for row in rows for cell in row.cells]
     assert names == [
@@ -106,7 +108,7 @@ def test_folders_are_named_after_what_differs_from_the_base_and_the_seed(tiny_co
         "loss.window=99__steps=4__seed=5",
     ]
     assert [cell.config.seed for cell in rows[1].cells] == [4, 5]
-    odd = [sweeping.folder_name({"data.labeled": text}, 0) for text in ("a/b", "a:b", "x" * 300, "x" * 301, "fine")]
+    odd = [sweep_cells.folder_name({"data.labeled": text}, 0) for text in ("a/b", "a:b", "x" * 300, "x" * 301, "fine")]
     assert len(set(odd)) == 5
     assert all(re.fullmatch(r"[A-Za-z0-9._=+-]{,140}", name) for name in odd)
 
@@ -181,12 +183,12 @@ BASES = {
 def base_of(name):
     file, variant, changes = BASES[name]
     config = runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)
-    return sweeping.apply(config, changes)
+    return sweep_cells.apply(config, changes)
 
 
 def rows_of(path, base):
-    cells, paper = sweeping.load_sweep(path, base)
-    return sweeping.make_rows(base, cells, seeds=1, choices=build.CHOICES, paper=paper)
+    cells, paper = sweep_cells.load_sweep(path, base)
+    return sweep_cells.make_rows(base, cells, seeds=1, choices=build.CHOICES, paper=paper)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -8,7 +8,7 @@ The paper, VOC 1/8, ResNet-50, of 30,000 steps:
   mIoU in %   64.63    63.30    62.67    62.56    62.50
 """
 
-from pc2seg_jax.sweeping import measured
+from pc2seg_jax.sweep_cells import measured
 
 THIRTIETHS = {"0": 0, "2/30 of the steps": 2, "4/30 of the steps": 4, "8/30 of the steps": 8, "12/30 of the steps": 12}
 PAPER = dict(zip(THIRTIETHS, (64.63, 63.30, 62.67, 62.56, 62.50), strict=True))

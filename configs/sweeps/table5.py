@@ -9,7 +9,7 @@ The paper, VOC 1/8, ResNet-50; false-negative rate (FNR): share of the drawn neg
   FNR in %    14.77      3.42               2.83            2.80                            -
 """
 
-from pc2seg_jax.sweeping import measured
+from pc2seg_jax.sweep_cells import measured
 
 PAPER = {
     "uniform": 62.70,

@@ -8,7 +8,7 @@ The paper, VOC 1/8, ResNet-50, where the recipe's N is 200; none is without the 
   mIoU in %   63.75    64.08    64.24    64.63    64.84    65.03    out of memory
 """
 
-from pc2seg_jax.sweeping import measured
+from pc2seg_jax.sweep_cells import measured
 
 FACTORS = {"N x 1/4": 1 / 4, "N x 1/2": 1 / 2, "N x 1": 1, "N x 2": 2, "N x 4": 4, "N x 8": 8}
 PAPER = {"none": 63.75} | dict(zip(FACTORS, (64.08, 64.24, 64.63, 64.84, 65.03, None), strict=True))

@@ -14,7 +14,7 @@ The paper, mIoU in %, VOC 1/8, ResNet-50, where the recipe has lambda_1 (contras
 Both 0 is the supervised baseline. `table7_cross.py` has only the row lambda_2 x 1 and the column lambda_1 x 0.
 """
 
-from pc2seg_jax.sweeping import measured
+from pc2seg_jax.sweep_cells import measured
 
 COLUMNS = {"0": 0, "1/3": 1 / 3, "1": 1, "5/3": 5 / 3, "7/3": 7 / 3, "3": 3}  # of lambda_1
 ROWS = {

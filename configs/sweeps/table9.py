@@ -9,7 +9,7 @@ The paper, mIoU in %, VOC 1/8, ResNet-50; `cosine` is its normalised l_2 (eq. 3)
   cosine           63.75    62.49             63.21                64.63
 """
 
-from pc2seg_jax.sweeping import measured
+from pc2seg_jax.sweep_cells import measured
 
 COLUMNS = ("none", "image_contrast", "pixel_consistency", "pixel_contrast")
 ROWS = {"cross_entropy": (63.54, 60.41, 59.33, 58.47), "cosine": (63.75, 62.49, 63.21, 64.63)}

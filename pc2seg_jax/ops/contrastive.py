@@ -1,11 +1,11 @@
 """The pixel contrastive loss (eq. 4) over groups of images.
 
-Method "window": the candidates of a group are permuted once, and every block of anchors looks at the next `window` of
-them, with sorted clocks that its anchors share; each anchor's draw has the law of the full one, and only those
-marginals enter a sum over anchors. N draws before the window's horizon (`sampling.sorted_clocks`) are *certified* to be
-the first N of all candidates. An anchor with fewer keeps these, which are first of all, too, and is counted as not
-exact: nothing is drawn in place of what was not looked at. Method "full": every anchor looks at all candidates with
-clocks of its own.
+Method "window": the candidates of a group are permuted once, and every block of anchors looks at `window` of them, with
+sorted clocks that its anchors share; each anchor's draw has the law of the full one, and only those marginals enter a
+sum over anchors. N draws before the window's horizon (`sampling.sorted_clocks`) are *certified* to be the first N of
+all candidates. An anchor with fewer keeps these, which are first of all, too, and is counted as not exact: nothing is
+drawn in place of what was not looked at. Method "full": every anchor looks at all candidates with clocks of its own,
+also where a window would hold them all.
 """
 
 import math
@@ -108,8 +108,8 @@ def pixel_contrast(
       window: candidates per block of anchors; 0: `choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
-      block_size: anchors per block, about; 0: 256, or 32 of every image. "full" does not depend on it, and the
-        variance of "window" grows with it: anchors that share clocks draw alike.
+      block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it, as
+        anchors that share clocks draw alike; "full" does not depend on it.
       span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
@@ -127,7 +127,6 @@ def pixel_contrast(
     anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, span)
     num_candidates = candidates.number.shape[1]
     width = choose_window(num_negatives, num_candidates) if window == 0 else min(window, num_candidates)
-    # Clocks of their own cost anchors nothing where the window holds all candidates.
     method = "full" if width == num_candidates else method
     images = num_candidates // (2 * cells)
     # Of every image the same cells, so that the loop is not over an axis that devices share.
