@@ -3,4 +3,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m pytest "$@"
+# Two processes, each with whole files: fixtures that compile are shared within a file.
+"$python" -m pytest --numprocesses=2 --dist=loadfile "$@"
