@@ -31,6 +31,7 @@ from jax.sharding import NamedSharding
 
 from pc2seg_jax import compile_report, config, recipes
 from pc2seg_jax.flops import count_flops
+from pc2seg_jax.objective import PAIRS_ON_GPU
 from pc2seg_jax.ops.contrastive import pixel_contrast, pixel_contrast_literal
 from pc2seg_jax.ops.losses import masked_mean
 from pc2seg_jax.parallel import Shardings, make_shardings, map_groups
@@ -81,7 +82,8 @@ def make_function(form: str, negatives: int, group_size: int, shardings: Shardin
         features = (images[name] for name in ("weak", "strong", "probs", "valid"))
         if form == "literal":
             return pixel_contrast_literal(*features, keys, **settings)
-        return pixel_contrast(*features, keys, method=form, span=span, **settings)
+        pairs = PAIRS_ON_GPU if shardings.mesh.devices.flat[0].platform == "gpu" else 0
+        return pixel_contrast(*features, keys, method=form, span=span, pairs_at_once=pairs, **settings)
 
     def mean_loss(weak, strong, rest, draw=0):
         images = rest | {"weak": weak, "strong": strong}

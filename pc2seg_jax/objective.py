@@ -25,6 +25,7 @@ from pc2seg_jax.resize import resize_bilinear, subsample_nearest
 from pc2seg_jax.types import Array, Batch, GroupSpan, Labeled, Outputs, Tree, Unlabeled
 
 LABEL_LOSSES = {"cosine": cosine_consistency, "cross_entropy": cross_entropy_consistency}
+PAIRS_ON_GPU = 2**22  # of a group, 16 MB for each of the arrays in work
 FEATURE_LOSSES = ("pixel_contrast", "pixel_consistency", "image_contrast")
 
 
@@ -106,12 +107,19 @@ class FeatureSettings(NamedTuple):
 
 
 def _feature_terms(
-    views: dict[str, Array], keys: Array, span: GroupSpan, *, settings: FeatureSettings, ignore_id: int
+    views: dict[str, Array],
+    keys: Array,
+    span: GroupSpan,
+    *,
+    settings: FeatureSettings,
+    ignore_id: int,
+    pairs_at_once: int,
 ) -> dict[str, tuple[Array, Array]]:
     """{term: (values, mask)} of one layer for `map_groups`; the loss is called "loss".
 
     Args:
       views: weak, strong [G, g', h, w, D] projected features, probs, valid, label [G, g', h, w, ...].
+      pairs_at_once: see `pixel_contrast`.
     """
     weak, strong, valid = views["weak"], views["strong"], views["valid"]
     if settings.feature_loss == "pixel_consistency":
@@ -131,6 +139,7 @@ def _feature_terms(
         window=settings.window,
         label=views["label"],
         ignore_id=ignore_id,
+        pairs_at_once=pairs_at_once,
         span=span,
     )
     terms = {
@@ -162,6 +171,8 @@ def _feature_losses(
 ) -> tuple[dict[str, Average], tuple[str, ...]]:
     """The feature-space losses of all layers (projected features by layer) with what else to log, and their names."""
     terms, losses = {}, []
+    # Launching the kernels of one block after the other takes a GPU longer than the work in them.
+    pairs_at_once = PAIRS_ON_GPU if mesh is not None and mesh.devices.flat[0].platform == "gpu" else 0
     kind = {"pixel_consistency": "feature_consistency", "image_contrast": "image_contrast"}
     for layer in weak:
         cells = weak[layer].shape[1:3]
@@ -172,7 +183,9 @@ def _feature_losses(
             "valid": subsample_nearest(unlabeled.valid, cells) > 0,
             "label": None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells),
         }
-        function = functools.partial(_feature_terms, settings=settings, ignore_id=ignore_id)
+        function = functools.partial(
+            _feature_terms, settings=settings, ignore_id=ignore_id, pairs_at_once=pairs_at_once
+        )
         found = map_groups(function, views, keys, group_size=group_size, mesh=mesh)
         name = kind.get(settings.feature_loss, "contrast")
         # One layer is the rule; where there are several, each has its own lines in the log.

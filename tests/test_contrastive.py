@@ -10,7 +10,7 @@ from pc2seg_jax.ops.sampling import STRATEGIES, Candidates, exponential_clocks, 
 
 IGNORE, TEMPERATURE = 255, 0.07
 KEY = jax.random.key(7)
-STATIC = ("contrast", "strategy", "num_negatives", "method", "window", "block_size")
+STATIC = ("contrast", "strategy", "num_negatives", "method", "window", "block_size", "pairs_at_once")
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these tests compile much and compute little
 
 

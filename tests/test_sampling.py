@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from pc2seg_jax.ops import sampling
-from pc2seg_jax.ops.sampling import Candidates, draw_mask, exponential_clocks, gumbel_top_k, sampling_weights
+from pc2seg_jax.ops.sampling import (
+    Candidates,
+    draw_mask,
+    exponential_clocks,
+    gumbel_top_k,
+    nth_smallest_by_search,
+    nth_smallest_by_selection,
+    sampling_weights,
+)
 
 
 def candidates(seed=0, images=3, pixels_per_image=4, classes=3):
@@ -166,6 +174,18 @@ def test_draw_mask_equals_a_sort_and_gumbel_top_k(n):
         np.testing.assert_array_equal(mask, expected)
         np.testing.assert_array_equal(mask, literal)
         np.testing.assert_array_equal(mask.sum(axis=1), np.minimum(n, (weights > 0).sum(axis=1)))
+
+
+@pytest.mark.parametrize("n", [1, 5, 40, 64, 100])
+def test_search_and_selection_end_at_the_same_draw(n):
+    weights = ragged_weights(50, 64)
+    race = jnp.where(weights > 0, clocks(50, 64, seed=n) / jnp.where(weights > 0, weights, 1.0), jnp.inf)
+    for latest in (jnp.full(50, 3.0), jnp.full(50, 1e30)):
+        found = [
+            race <= nth_smallest(race, latest, n)[:, None]
+            for nth_smallest in (nth_smallest_by_search, nth_smallest_by_selection)
+        ]
+        np.testing.assert_array_equal(*found)
 
 
 def test_scaling_the_weights_does_not_change_the_draw():

@@ -142,6 +142,15 @@ def test_window_loss_equals_the_loop(window, block_cells):
         assert 0 < np.asarray(stats.exact)[np.asarray(stats.valid)].mean() < 1
 
 
+def test_blocks_side_by_side_are_blocks_one_after_the_other():
+    """Nine cells in blocks of one: three blocks at once, all nine, and five, which does not divide them."""
+    settings = {"method": "window", "window": 20, "block_size": 4}
+    expected = loss_and_gradient(inputs(size=3), **settings)
+    for blocks in (3, 5, 9):
+        found = loss_and_gradient(inputs(size=3), pairs_at_once=blocks * 4 * 20, **settings)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), found, expected)
+
+
 def test_window_and_full_have_the_same_expectation():
     x = inputs(groups=1, size=3)
     x["valid"][:] = True

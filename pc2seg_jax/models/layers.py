@@ -123,16 +123,17 @@ def depthwise_convolution(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` for depthwise kernels, arguments as there.
 
-    XLA's grouped convolution is 5 to 10 times slower on CPU, gradient included, than the sum of shifted products; the
-    platform is known when the program is lowered, so accelerators keep the convolution.
+    XLA's grouped convolution is 5 to 10 times slower on CPU, gradient included, than the sum of shifted products, and
+    on GPU it is a library call whose gradient has no fast algorithm for thousands of groups, where the sum is bound by
+    memory alone. The platform is known when the program is lowered, so TPUs keep the convolution.
     """
     return jax.lax.platform_dependent(
         lhs,
         rhs,
-        cpu=lambda x, kernel: shifted_depthwise(x, kernel, strides, padding, rhs_dilation),
-        default=lambda x, kernel: jax.lax.conv_general_dilated(
+        tpu=lambda x, kernel: jax.lax.conv_general_dilated(
             x, kernel, strides, padding, rhs_dilation=rhs_dilation, **options
         ),
+        default=lambda x, kernel: shifted_depthwise(x, kernel, strides, padding, rhs_dilation),
     )
 
 

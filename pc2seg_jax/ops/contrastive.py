@@ -88,6 +88,7 @@ def pixel_contrast(
     label: jax.Array | None = None,
     ignore_id: int = 255,
     block_size: int = 0,
+    pairs_at_once: int = 0,
     span: GroupSpan | None = None,
 ) -> tuple[jax.Array, jax.Array, ContrastStats]:
     """InfoNCE of every pixel of both views, -log(e^p / (e^p + sum_n e^q_n)), p and q_n cosines / temperature.
@@ -110,6 +111,9 @@ def pixel_contrast(
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
       block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it, as
         anchors that share clocks draw alike; "full" does not depend on it.
+      pairs_at_once: with "window", so many blocks are taken side by side as have, in a group, this many pairs of
+        an anchor and a candidate at most, one in any case. The result does not depend on it: for devices that one
+        block does not keep busy.
       span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
@@ -131,6 +135,8 @@ def pixel_contrast(
     images = num_candidates // (2 * cells)
     # Of every image the same cells, so that the loop is not over an axis that devices share.
     num_blocks = math.ceil(cells / max(1, (block_size or max(256, 32 * images)) // (2 * images)))
+    pairs = math.ceil(cells / num_blocks) * 2 * weak.shape[1] * width
+    at_once = max(d for d in range(1, max(1, pairs_at_once // pairs) + 1) if num_blocks % d == 0)
 
     def of_block(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, clocks: jax.Array, horizon: jax.Array):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
@@ -150,7 +156,8 @@ def pixel_contrast(
         # Only the draw is kept for the backward pass: a draw repeated with other rounding might be another one.
         policy = jax.checkpoint_policies.save_only_these_names("drawn")
         body = jax.checkpoint(lambda block: of_block(*block), prevent_cse=False, policy=policy)
-        return jax.lax.map(body, (*blocks, *_windows(candidates, key, num_blocks, width)))
+        together = (*blocks, *_windows(candidates, key, num_blocks, width))
+        return jax.lax.map(body, together, batch_size=at_once if at_once > 1 else None)
 
     positive = anchors.z[:, ::-1]
     results = jax.vmap(of_group)(anchors, positive, candidates, keys)

@@ -158,10 +158,6 @@ def sorted_clocks(key: jax.Array, m: int, k: int) -> tuple[jax.Array, jax.Array]
 def draw_mask(clocks: jax.Array, weights: jax.Array, n: int, horizon: jax.Array | float = jnp.inf) -> jax.Array:
     """Draws without replacement as a mask: the n smallest E_ij / w_ij of every row up to a horizon, w = 0 never.
 
-    The n-th smallest is searched for with compare-and-count passes, by interpolation and, every third pass, bisection
-    on the bits of non-negative float32 numbers, which order like integers: about ten passes instead of a sort (on a
-    sharded array `lax.top_k` gathers the whole operand), at most three times 31.
-
     Args:
       clocks: [A, M] or [M] float32, `exponential_clocks` or `sorted_clocks`.
       weights: [A, M] float32, 0 or 1e-6..1.
@@ -174,6 +170,31 @@ def draw_mask(clocks: jax.Array, weights: jax.Array, n: int, horizon: jax.Array 
     """
     race = jnp.where(weights > 0, clocks / jnp.where(weights > 0, weights, 1.0), jnp.inf)
     latest = jnp.minimum(jnp.max(jnp.where(race < jnp.inf, race, 0.0), axis=1), horizon)
+    threshold = jax.lax.platform_dependent(
+        race,
+        latest,
+        cuda=lambda race, latest: nth_smallest_by_selection(race, latest, n),
+        default=lambda race, latest: nth_smallest_by_search(race, latest, n),
+    )
+    return (race <= threshold[:, None]) & (weights > 0)
+
+
+def nth_smallest_by_selection(race: jax.Array, latest: jax.Array, n: int) -> jax.Array:
+    """The n-th smallest of every row, at most `latest`: [A, J], [A] -> [A].
+
+    For GPUs: they select fast, and would wait for the host in every pass of a search whose length depends on the data.
+    """
+    smallest = jax.lax.top_k(-race, min(n, race.shape[1]))[0]
+    return jnp.minimum(-smallest[:, -1], latest) if n <= race.shape[1] else latest
+
+
+def nth_smallest_by_search(race: jax.Array, latest: jax.Array, n: int) -> jax.Array:
+    """A time that exactly the n smallest of every row have reached, ties apart, at most `latest`: [A, J], [A] -> [A].
+
+    Compare-and-count passes, by interpolation and, every third pass, bisection on the bits of non-negative float32
+    numbers, which order like integers: about ten passes instead of a sort (on a sharded array `lax.top_k` gathers the
+    whole operand), at most three times 31.
+    """
 
     def count(time: jax.Array) -> jax.Array:
         return jnp.sum(race <= time[:, None], axis=1, dtype=jnp.int32)
@@ -200,8 +221,7 @@ def draw_mask(clocks: jax.Array, weights: jax.Array, n: int, horizon: jax.Array 
 
     nothing = jnp.zeros(len(race), jnp.int32)
     start = (jnp.int32(0), jnp.zeros_like(latest), latest, nothing, count(latest))
-    threshold = jax.lax.while_loop(lambda s: jnp.any(unfinished(s[1], s[2], s[4])), narrow, start)[2]
-    return (race <= threshold[:, None]) & (weights > 0)
+    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s[1], s[2], s[4])), narrow, start)[2]
 
 
 def _to_bits(time: jax.Array) -> jax.Array:
