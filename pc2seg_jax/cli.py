@@ -1,5 +1,6 @@
 """What every command shares: mistakes end in one sentence and exit status 2, never in a stack trace."""
 
+import errno
 import pathlib
 import sys
 from collections.abc import Callable
@@ -9,6 +10,29 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pc2seg_jax.errors import UserError
+
+# What a file system says of itself rather than of a mistake in the program.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def define_process_flags() -> None:
+    """The flags of commands that may run as several processes, for `join_processes`."""
+    flags.DEFINE_string(
+        "coordinator", None, "host:port of process 0. On TPU pods, Slurm and Open MPI processes are found without."
+    )
+    flags.DEFINE_integer("num_processes", 0, "How many processes there must be; 0: any number.", lower_bound=0)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.", lower_bound=0)
+    flags.DEFINE_float(
+        "peer_timeout", 300.0, "Seconds without a finished step after which one of several gives up.", lower_bound=1.0
+    )
+
+
+def join_processes() -> None:
+    """Makes this process one of several where the flags or the cluster say so, before any other use of JAX."""
+    from pc2seg_jax import processes
+
+    names = ("coordinator", "num_processes", "process_id", "peer_timeout")
+    processes.initialize(**{name: flags.FLAGS[name].value for name in names})
 
 
 def _fail(message: str) -> None:
@@ -50,7 +74,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and runs `main`, turning `UserError` into a line on stderr and exit status 2."""
+    """Parses the flags and runs `main`, turning `UserError` and a full disk into a line on stderr and exit status 2."""
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -59,5 +83,12 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(argv)
         except UserError as error:
             _fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            _fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room or make it writable")
 
     app.run(guarded, flags_parser=_parse)

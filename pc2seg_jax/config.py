@@ -6,6 +6,7 @@ import pathlib
 import ml_collections
 
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import replace_text
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -69,6 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.eval.mean_without = ()  # names of classes: a second mean IoU leaves them out
     c.eval.every = 2_000  # steps between evaluations on val, each followed by a checkpoint
 
+    c.checkpoint_every = 500  # steps between checkpoints, besides those of evaluations
     c.log_every = 50
     c.log_gradient_norms = False  # at logged steps measure the gradient of every loss alone: a backward pass for each
     return c
@@ -112,6 +114,7 @@ _POSITIVE = (
     "batch_labeled",
     "batch_unlabeled",
     "accumulate",
+    "checkpoint_every",
     "log_every",
     "data.num_labeled",
     "data.num_val",
@@ -274,7 +277,7 @@ def flatten(c: ml_collections.ConfigDict | dict, prefix: str = "") -> dict:
 
 def save(c: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Writes the full configuration as JSON."""
-    path.write_text(json.dumps(c.to_dict(), indent=2) + "\n")
+    replace_text(path, json.dumps(c.to_dict(), indent=2) + "\n")
 
 
 def load(path: pathlib.Path) -> ml_collections.ConfigDict:

@@ -11,17 +11,19 @@ from pc2seg_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _STEP = flags.DEFINE_string("step", "latest", "Which checkpoint: a step, best or latest.")
+cli.define_process_flags()
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "labeled"], "Which images.")
 
 
 def main(argv: list[str]) -> None:
     del argv
-    from pc2seg_jax import build, evaluation, restoring, training, workdir
+    cli.join_processes()
+    from pc2seg_jax import build, evaluation, processes, restoring, training, workdir
     from pc2seg_jax.step import make_eval_step
 
     folder = pathlib.Path(_WORKDIR.value)
     run = restoring.restore(folder, _STEP.value)
-    dataset = build.build_dataset(run.config)
+    dataset = processes.together(lambda: build.build_dataset(run.config))
     workdir.claim(folder, run.config, training.describe_dataset(run.config, dataset))  # the same data as in training
     eval_step = make_eval_step(
         run.model,
@@ -36,9 +38,10 @@ def main(argv: list[str]) -> None:
     result = evaluation.summarize(
         confusions, run.info, step=run.step, split=_SPLIT.value, mean_without=run.config.eval.mean_without
     )
-    path = evaluation.write(folder, result)
-    print(evaluation.table(result))
-    print(f"wrote {path}")
+    path = processes.on_lead(lambda: evaluation.write(folder, result))
+    if processes.is_lead():
+        print(evaluation.table(result))
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from pc2seg_jax.files import replace_text
 from pc2seg_jax.ops import metrics
 from pc2seg_jax.parallel import Shardings, shard_batch
 from pc2seg_jax.types import LabeledCrops, Tree
@@ -86,13 +87,13 @@ def summarize(
     }
 
 
-def write(workdir: pathlib.Path, result: dict) -> pathlib.Path:
+def write(workdir: pathlib.Path, result: dict) -> str:
     """Writes `evaluation/<step>_<split>.json` and returns its path."""
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     path = folder / f"{result['checkpoint']['step']}_{result['split']['role']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    return path
+    replace_text(path, json.dumps(result, indent=2) + "\n")
+    return str(path)
 
 
 def table(result: dict) -> str:

@@ -54,9 +54,9 @@ def starting_state(
 ) -> tuple[TrainState, str]:
     """The state of the last checkpoint, else that of step 0 with `config.init_from` in it; and which, for the log."""
     state = init(config.seed)
-    latest = checkpoints.latest_step()
-    if latest is not None:
-        return checkpoints.restore(latest, state), f"checkpoint of step {latest}"
+    restored = checkpoints.restore_newest(state)
+    if restored is not None:
+        return restored, f"checkpoint of step {int(restored.step)}"
     if not config.init_from:
         return state, "random weights"
     params, batch_stats, text = initialize(config, class_names, state.params, state.batch_stats)

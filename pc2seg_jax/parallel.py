@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pc2seg_jax.types import Array, GroupSpan, Tree
@@ -21,10 +22,11 @@ class Shardings(NamedTuple):
 def make_shardings(num_devices: int | None = None, devices: Sequence[jax.Device] | None = None) -> Shardings:
     """A 1-D mesh over the first `num_devices` (by default all) of `devices` (by default those at hand).
 
-    The axis type is Auto: batch-wide reductions such as a confusion matrix are then partitioned by the compiler.
+    Devices of one process are neighbours, so that every host has consecutive rows of a batch. The axis type is Auto:
+    batch-wide reductions such as a confusion matrix are then partitioned by the compiler.
     """
-    devices = (jax.devices() if devices is None else devices)[:num_devices]
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id)) if devices is None else devices
+    mesh = Mesh(np.array(devices[:num_devices]), ("data",), axis_types=(AxisType.Auto,))
     return Shardings(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
 
 

@@ -19,7 +19,7 @@ class Record(NamedTuple):
     """A run as the report shows it.
 
     last: the evaluation on val of the latest checkpoint. best: the one with the highest mIoU. metrics: the lines of
-    metrics.jsonl. config: dotted keys.
+    metrics.jsonl and timings.jsonl. config: dotted keys.
     """
 
     name: str
@@ -83,7 +83,8 @@ def _read_record(name: str, workdir: pathlib.Path) -> Record:
     best = last
     for result in evaluations.values():
         best = best if best["miou"] >= result["miou"] else result
-    return Record(name, run, config_lib.flatten(run.config), last, best, _read_metrics(workdir / "metrics.jsonl"))
+    lines = [line for file in ("metrics", "timings") for line in _read_metrics(workdir / f"{file}.jsonl")]
+    return Record(name, run, config_lib.flatten(run.config), last, best, lines)
 
 
 def _read_evaluation(path: pathlib.Path) -> dict:

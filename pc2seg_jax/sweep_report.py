@@ -49,7 +49,7 @@ def measure(root: pathlib.Path, cell: Cell) -> dict[str, Any]:
     results = [result for path in folder.glob("evaluation/*_val.json") if (result := read_evaluation(path))]
     best = max(results, key=lambda result: (result["miou"], result["checkpoint"]["step"]))
     last = read_evaluation(folder / "evaluation" / f"{cell.config.steps}_val.json")
-    lines = _read_lines(folder / "metrics.jsonl")
+    lines = [line for name in ("metrics", "timings") for line in _read_lines(folder / f"{name}.jsonl")]
 
     def logged(name: str) -> list[float]:  # contrast/false_negative_rate, or contrast_conv5/... and others
         found = [value for line in lines for key, value in line.items() if key.rpartition("/")[2] == name]

@@ -59,8 +59,7 @@ def claim(root: pathlib.Path, base: ml_collections.ConfigDict) -> Iterator[int]:
         _check_root(root, base)
         if not (root / BASE).exists():
             (root / BASE).parent.mkdir(exist_ok=True)
-            config_lib.save(base, root / BASE.with_suffix(".new"))
-            (root / BASE.with_suffix(".new")).replace(root / BASE)
+            config_lib.save(base, root / BASE)
         yield lock.fileno()
 
 
@@ -98,9 +97,6 @@ def _share_of_cores(slot: int, jobs: int) -> Iterator[None]:
 
 def _start(root: pathlib.Path, cell: Cell, config_file: str, keys: Iterable[str], lock: int) -> subprocess.Popen:
     folder, flat = root / cell.folder, config_lib.flatten(cell.config)
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"config.json", "dataset.json"}:
-        for path in folder.iterdir():  # killed while it claimed its folder, which `train` would refuse
-            path.unlink()
     log = root / "logs" / f"{cell.folder}.log"
     log.parent.mkdir(exist_ok=True)
     options = [f"--config={config_file}", *(f"--config.{key}={flat[key]}" for key in keys), f"--workdir={folder}"]

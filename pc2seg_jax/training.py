@@ -1,13 +1,15 @@
 """A run from top to bottom."""
 
+import functools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import ml_collections
 
-from pc2seg_jax import build, evaluation
+from pc2seg_jax import build, evaluation, processes
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.config import validate
@@ -17,8 +19,9 @@ from pc2seg_jax.errors import UserError
 from pc2seg_jax.failures import stop_if_not_finite
 from pc2seg_jax.initialization import initialize, starting_state
 from pc2seg_jax.parallel import Shardings, make_shardings, prefetch_to_devices
+from pc2seg_jax.profiling import Profiler
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState
-from pc2seg_jax.writers import MetricWriter, Progress, flatten_metrics, peak_memory_gb
+from pc2seg_jax.writers import RunLog, flatten_metrics
 
 ENOUGH = 0.95  # share of the anchors, or of their negatives, below which the log says what is missing
 
@@ -69,32 +72,13 @@ def evaluation_batches(
     split: str,
     shardings: Shardings,
 ) -> Iterator[LabeledCrops]:
-    """The batches that every evaluation of a run sees, rounded up to a multiple of the devices at hand."""
+    """This host's rows of the batches that every evaluation sees, rounded up to a multiple of the devices at hand."""
     devices = shardings.mesh.size
     return pipeline.evaluation_batches(
         getattr(dataset, split),
         batch_size=-(-config.eval.batch_size // devices) * devices,
         pad_size=info.eval_size,
-    )
-
-
-def evaluate(
-    functions: build.Functions,
-    state: TrainState,
-    config: ml_collections.ConfigDict,
-    dataset: Dataset,
-    info: workdir_lib.DatasetInfo,
-    shardings: Shardings,
-) -> dict:
-    """The result of a state, and of its teacher, on val."""
-    confusions = evaluation.evaluate(
-        functions.eval_step,
-        evaluation.networks_of(state.params, state.batch_stats, state.teacher),
-        evaluation_batches(config, dataset, info, "val", shardings),
-        shardings,
-    )
-    return evaluation.summarize(
-        confusions, info, step=int(state.step), split="val", mean_without=config.eval.mean_without
+        shard=(jax.process_index(), jax.process_count()),
     )
 
 
@@ -124,76 +108,156 @@ def warn_of_draws(values: dict[str, float], config: ml_collections.ConfigDict) -
     return ""
 
 
+def prepare_run(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, shardings: Shardings
+) -> tuple[Dataset, workdir_lib.DatasetInfo, build.Functions]:
+    """Checks everything that can be checked before the first step, in every process, and claims the folder.
+
+    Raises:
+      UserError: in all processes, when one of them finds something that cannot be used.
+    """
+
+    def check() -> tuple[Dataset, workdir_lib.DatasetInfo, build.Functions]:
+        validate(config, build.CHOICES)
+        build.check_devices(config, shardings)
+        dataset = build.build_dataset(config)
+        info = describe_dataset(config, dataset)
+        functions = build.build_functions(
+            config, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
+        )
+        if config.init_from and not (workdir / "config.json").exists():  # a wrong file must not bind the folder to it
+            initialize(config, dataset.class_names, *jax.eval_shape(functions.model.init, jax.random.key(0)))
+        return dataset, info, functions
+
+    dataset, info, functions = processes.together(check)
+    processes.check_same(config.to_json_best_effort() + str(info.splits))
+    processes.on_lead(lambda: workdir_lib.claim(workdir, config, info))
+    return dataset, info, functions
+
+
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, shardings: Shardings | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    shardings: Shardings | None = None,
+    *,
+    stop: Callable[[int], bool] = lambda step: False,
+    peer_timeout: float = 300,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict:
     """Trains, or continues, the run of `workdir` and returns the evaluation of its last step.
 
-    Every `config.eval.every` steps, and at the end, the state is evaluated on val and checkpointed.
+    Every `config.eval.every` steps, and at the end, the state is evaluated on val and checkpointed, and every
+    `config.checkpoint_every` steps it is checkpointed.
+
+    Args:
+      stop: asked after every step whether to end here, with a checkpoint; the same answer in all processes.
+      peer_timeout: seconds without a finished step after which a process of several gives up, see `processes.Watch`.
+      profile_steps: (first, last) step to record for xprof, in `<workdir>/profile`.
 
     Raises:
       UserError: on a configuration, dataset or workdir that cannot be used, and on a step that is not finite.
+      processes.Resume: `stop` has said yes.
     """
     workdir = pathlib.Path(workdir)
-    validate(config, build.CHOICES)
     shardings = shardings or make_shardings()
-    build.check_devices(config, shardings)
-    dataset = build.build_dataset(config)
-    info = describe_dataset(config, dataset)
-    functions = build.build_functions(
-        config, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
-    )
-    if config.init_from and not (workdir / "config.json").exists():  # a wrong file must not bind the folder to its name
-        initialize(config, dataset.class_names, *jax.eval_shape(functions.model.init, jax.random.key(0)))
-    workdir_lib.claim(workdir, config, info)
-
-    with Checkpoints(workdir, create=True) as checkpoints:
+    dataset, info, functions = prepare_run(config, workdir, shardings)
+    with Checkpoints(workdir, create=True) as checkpoints, processes.Watch(peer_timeout, workdir) as watch:
         state, origin = starting_state(config, dataset.class_names, functions.init, checkpoints, shardings)
         start = int(state.step)
         images = config.batch_labeled + (config.batch_unlabeled if config.objective != "supervised" else 0)
-        progress = Progress(start, config.steps, images)
-        writer = MetricWriter(workdir, start)
+        log = processes.together(
+            functools.partial(RunLog, workdir, start_step=start, steps=config.steps, images_per_step=images)
+        )
         for role, split in info.splits.items():
-            progress.message(f"{role}: {split.count} images ({split.name}, sha256 {split.sha256[:8]})")
-        progress.message(f"steps {start} to {config.steps}, {workdir}, from {origin}")
-
-        result, metrics, crops, warned = None, None, None, False
-        batches = prefetch_to_devices(training_batches(config, dataset, start), shardings.data)
+            log.message(f"{role}: {split.count} images ({split.name}, sha256 {split.sha256[:8]})")
+        log.message(f"steps {start} to {config.steps}, {workdir}, from {origin}")
+        run = Run(config, workdir, dataset, info, functions, shardings, checkpoints, log, watch)
         try:
-            for step in range(start + 1, config.steps + 1):
-                logs = step % config.log_every == 0 or step == config.steps
-                evaluates = step % config.eval.every == 0 or step == config.steps
-                before, crops = (metrics, crops), next(batches)
-                norms = {}
-                if logs and config.log_gradient_norms:
-                    with progress.paused():
-                        norms = jax.block_until_ready(functions.gradient_norms(state, crops))
-                state, metrics = functions.step(step)(state, crops)
-                # One step queues behind the other, and no more batches than theirs.
-                for done, of in (before, *([(metrics, crops)] if logs or evaluates else [])):
-                    if done is not None:
-                        stop_if_not_finite(done, state, of, workdir)
-                if step in (start + 1, config.loss.delay + 1):  # compiled in this step
-                    jax.block_until_ready(metrics)
-                    progress.start(step)
-                if logs:
-                    values = flatten_metrics(metrics | norms, info.class_names)
-                    rate = progress.update(step, values["loss"])
-                    seconds = writer.seconds + progress.seconds
-                    costs = {"images_per_second": rate, "seconds": seconds, "memory_gb": peak_memory_gb()}
-                    writer.write(step, values | costs)
-                    if not warned and (warning := warn_of_draws(values, config)):
-                        progress.message(warning)
-                        warned = True
-                if evaluates:
-                    with progress.paused():
-                        result = evaluate(functions, state, config, dataset, info, shardings)
-                        evaluation.write(workdir, result)
-                        progress.miou = result["miou"]
-                        writer.write(step, scores(result))
-                        progress.message(f"step {step}: val mIoU {result['miou']:.2f} %")
-                        checkpoints.save(state, result["miou"])
+            result = take_steps(run, state, start, stop, Profiler(workdir / "profile", profile_steps))
+            log.summary()
         finally:
-            progress.close()
-            writer.close()
-        return result or evaluate(functions, state, config, dataset, info, shardings)
+            log.close()
+    return result
+
+
+class Run(NamedTuple):
+    """What the steps of a run need besides the state."""
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    dataset: Dataset
+    info: workdir_lib.DatasetInfo
+    functions: build.Functions
+    shardings: Shardings
+    checkpoints: Checkpoints
+    log: RunLog
+    watch: processes.Watch
+
+    def evaluate(self, state: TrainState) -> dict:
+        """The result of a state, and of its teacher, on val."""
+        with self.log.apart("evaluation"):
+            batches = evaluation_batches(self.config, self.dataset, self.info, "val", self.shardings)
+            confusions = evaluation.evaluate(
+                self.functions.eval_step,
+                evaluation.networks_of(state.params, state.batch_stats, state.teacher),
+                self.watch.watched(batches),
+                self.shardings,
+            )
+        without = self.config.eval.mean_without
+        return evaluation.summarize(confusions, self.info, step=int(state.step), split="val", mean_without=without)
+
+    def save(self, state: TrainState, miou: float | None = None) -> None:
+        with self.log.apart("checkpoint"):
+            self.checkpoints.save(state, miou)
+
+    def evaluate_and_save(self, state: TrainState) -> dict:
+        result = self.evaluate(state)
+        processes.on_lead(functools.partial(evaluation.write, self.workdir, result))
+        self.log.evaluation(int(state.step), result["miou"], scores(result))
+        self.save(state, result["miou"])
+        return result
+
+
+def take_steps(run: Run, state: TrainState, start: int, stop: Callable[[int], bool], profiler: Profiler) -> dict:
+    """The steps start + 1 ... config.steps; the last evaluation. Arguments, errors: as `train_and_evaluate`."""
+    config, log = run.config, run.log
+    result, metrics, crops, warned = None, None, None, False
+    batches = prefetch_to_devices(training_batches(config, run.dataset, start), run.shardings.data)
+    for step in range(start + 1, config.steps + 1):
+        logs = step % config.log_every == 0 or step == config.steps
+        evaluates = step % config.eval.every == 0 or step == config.steps
+        with log.clock.spent("input"):
+            before, crops = (metrics, crops), next(batches)
+        norms = {}
+        if logs and config.log_gradient_norms:
+            with log.apart("gradient norms"):
+                norms = jax.block_until_ready(run.functions.gradient_norms(state, crops))
+        with profiler.step(step):
+            state, metrics = run.functions.step(step)(state, crops)
+        profiler.after(step, metrics)
+        # One step queues behind the other, and no more batches than theirs.
+        for done, of in (before, *([(metrics, crops)] if logs or evaluates else [])):
+            if done is not None:
+                stop_if_not_finite(done, state, of, run.workdir)
+        if step in (start + 1, config.loss.delay + 1):  # compiled in this step
+            jax.block_until_ready(metrics)
+            log.start(step)
+        run.watch.beat()
+        if logs:
+            values = flatten_metrics(metrics | norms, run.info.class_names)
+            log.step(step, values)
+            if not warned and (warning := warn_of_draws(values, config)):
+                log.message(warning)
+                warned = True
+        if evaluates:
+            result = run.evaluate_and_save(state)
+        stops = stop(step) and step < config.steps
+        if not evaluates and (stops or step % config.checkpoint_every == 0):
+            run.save(state)
+        if stops:
+            raise processes.Resume(
+                f"stopped after step {step} of {config.steps} as asked, {run.workdir} has its checkpoint: the same "
+                "command continues"
+            )
+        run.watch.beat()
+    return result or run.evaluate(state)

@@ -2,8 +2,9 @@
 
 config.json      the full configuration
 dataset.json     class names, palette, ignore id, evaluation size, and name, count and hash of every split
-checkpoints/     the latest and the best step
-metrics.jsonl    scalars, one line per logged step; also in tensorboard/
+checkpoints/     the newest steps and the best one
+metrics.jsonl    scalars, one line per logged step and per evaluation; also in tensorboard/
+timings.jsonl    what depends on the clock: speed, waiting, memory
 evaluation/      <step>_<split>.json
 """
 
@@ -17,6 +18,7 @@ import ml_collections
 
 from pc2seg_jax import config as config_lib
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import replace_text
 
 
 class Split(NamedTuple):
@@ -67,12 +69,16 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, info: Datase
                     "use another --workdir, or restore the list to continue the run"
                 )
         return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    begun = {
+        "dataset.json.part",
+        "dataset.json",
+        "config.json.part",
+    }  # of a run that was killed while it claimed the folder
+    if workdir.exists() and (not workdir.is_dir() or {path.name for path in workdir.iterdir()} - begun):
         raise UserError(f"--workdir={workdir} exists and is not the folder of a run: name a new or an empty folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "dataset.json").write_text(
-        json.dumps(info._asdict() | {"splits": {k: v._asdict() for k, v in info.splits.items()}}) + "\n"
-    )
+    splits = {name: split._asdict() for name, split in info.splits.items()}
+    replace_text(workdir / "dataset.json", json.dumps(info._asdict() | {"splits": splits}) + "\n")
     config_lib.save(config, stored)  # last: a folder with config.json is complete
 
 

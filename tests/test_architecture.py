@@ -26,8 +26,8 @@ COMMANDS = (
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
 # import one another freely.
 LAYERS = (
-    ("__init__", "errors", "types", "resize", "chips", "flops"),
-    ("config", "parallel", "downloads"),
+    ("__init__", "errors", "types", "resize", "chips", "flops", "files"),
+    ("config", "parallel", "processes", "profiling", "downloads"),
     ("ops", "models", "data", "recipes"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
     ("step",),
@@ -41,7 +41,7 @@ LAYERS = (
     COMMANDS,
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
-LEAVES = {"__init__", "errors", "types", "resize", "downloads"}
+LEAVES = {"__init__", "errors", "types", "resize", "files", "downloads"}
 
 # The only places that import a library; what is not listed is free.
 HOMES = {

@@ -125,6 +125,7 @@ def test_headline_says_what_the_objective_uses(records):
 
 
 def test_what_the_metrics_do_not_tell_is_a_dash(copy):
+    (copy / "timings.jsonl").unlink()
     (copy / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "lo')
     record = reporting.read_records([copy])[0]
     row = reporting.headline(record)

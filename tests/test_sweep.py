@@ -232,7 +232,7 @@ def test_jobs_run_side_by_side_on_their_own_cores(place, monkeypatch):
 def test_a_run_killed_while_it_claimed_its_folder_is_run(place):
     folder = place / "root" / "steps=2__seed=0"
     drive(place, ["config.steps=4"])
-    for names in (["dataset.json"], ["dataset.json", "config.json"]):
+    for names in (["dataset.json.part"], ["dataset.json", "config.json.part"]):
         folder.mkdir()
         for name in names:
             (folder / name).write_text('{"cut')

@@ -85,14 +85,17 @@ def unlabeled_stream(
     return _stream(example, source, batch_size, start_step, shard, num_threads, prefetch)
 
 
-def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, int]) -> Iterator[LabeledCrops]:
+def evaluation_batches(
+    source: Source, *, batch_size: int, pad_size: tuple[int, int], shard: tuple[int, int] = (0, 1)
+) -> Iterator[LabeledCrops]:
     """All images of a source once and in order, padded at the bottom and the right to [B, *pad_size].
 
     The last batch is filled up with empty images, all padding, so every batch has one shape and no image is dropped or
-    counted twice.
+    counted twice. shard: as in `labeled_stream`; every host has the same number of batches.
 
     Raises:
-      UserError: the source has no masks, an image is larger than `pad_size`, or (while iterating) a file is unreadable.
+      UserError: B is not divisible by the hosts, the source has no masks, an image is larger than `pad_size`, or (while
+        iterating) a file is unreadable.
     """
     if source.read_mask is None:
         raise UserError("The images to evaluate have no masks: give every image of the validation list a mask.")
@@ -104,10 +107,10 @@ def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, 
             f"Image {name} is {height}x{width} (height x width), larger than the evaluation size "
             f"{pad_size[0]}x{pad_size[1]}: raise the evaluation size, or shrink the images with max_side."
         )
-    count = len(source.ids)
+    count, (first, rows) = len(source.ids), _rows_of_host(batch_size, shard)
 
     def example(step: int, row: int) -> LabeledCrops:
-        index = step * batch_size + row
+        index = step * batch_size + first + row
         image, label = np.zeros((*pad_size, 3), np.uint8), np.zeros(pad_size, np.uint8)
         if index >= count:
             return LabeledCrops(image, label, np.zeros(4, np.int32))
@@ -116,7 +119,7 @@ def evaluation_batches(source: Source, *, batch_size: int, pad_size: tuple[int, 
         image[:height, :width], label[:height, :width] = pixels, source.read_mask(index)
         return LabeledCrops(image, label, np.array([0, 0, height, width], np.int32))
 
-    return _batches(range(-(-count // batch_size)), example, batch_size, num_threads=None, prefetch=1)
+    return _batches(range(-(-count // batch_size)), example, rows, num_threads=None, prefetch=1)
 
 
 def available_cores() -> int:
@@ -137,17 +140,23 @@ def _permutation(count: int, seed: int, use: int, epoch: int) -> np.ndarray:
 
 def _stream(example: Callable, source: Source, batch_size, start_step, shard, num_threads, prefetch) -> Iterator:
     """Iterates over the rows of one host, in the order of the global positions."""
-    host, hosts = shard
     if not source.ids:
         raise UserError("The list of training images is empty: add at least one image.")
+    first, rows = _rows_of_host(batch_size, shard)
+
+    def at(step: int, row: int) -> NamedTuple:
+        return example(step * batch_size + first + row)
+
+    return _batches(itertools.count(start_step), at, rows, num_threads, prefetch)
+
+
+def _rows_of_host(batch_size: int, shard: tuple[int, int]) -> tuple[int, int]:
+    """(first, count) of the rows that a host has of every global batch."""
+    host, hosts = shard
     if batch_size < 1 or batch_size % hosts:
         raise UserError(f"Batch size {batch_size} cannot be split over {hosts} hosts: use a positive multiple of them.")
     rows = batch_size // hosts
-
-    def at(step: int, row: int) -> NamedTuple:
-        return example(step * batch_size + host * rows + row)
-
-    return _batches(itertools.count(start_step), at, rows, num_threads, prefetch)
+    return host * rows, rows
 
 
 def _batches(steps: Iterable[int], example: Callable, rows: int, num_threads: int | None, prefetch: int) -> Iterator:

@@ -93,9 +93,9 @@ def pixel_contrast(
 ) -> tuple[jax.Array, jax.Array, ContrastStats]:
     """InfoNCE of every pixel of both views, -log(e^p / (e^p + sum_n e^q_n)), p and q_n cosines / temperature.
 
-    The positive is the same pixel in the other view; the negatives are drawn from both views of the anchor's group.
-    They are never gathered: similarities are a matrix product, and the drawn set is a mask. Blocks of anchors, the same
-    cells of every image, are taken one after the other; the backward pass keeps only the masks.
+    The positive is the same pixel in the other view; the negatives are drawn from both views of the anchor's group, and
+    never gathered: similarities are a matrix product, the drawn set is a mask. Blocks of anchors are taken one after
+    the other; the backward pass keeps only the masks.
 
     Args:
       weak, strong: [G, g', h, w, D] projected features of the images at hand, any float type; normalised here.
@@ -109,17 +109,14 @@ def pixel_contrast(
       window: candidates per block of anchors; 0: `choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
-      block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it, as
-        anchors that share clocks draw alike; "full" does not depend on it.
-      pairs_at_once: with "window", so many blocks are taken side by side as have, in a group, this many pairs of
-        an anchor and a candidate at most, one in any case. The result does not depend on it: for devices that one
-        block does not keep busy.
+      block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it.
+      pairs_at_once: "window" takes so many blocks side by side as have this many pairs of anchor and candidate in a
+        group, at least one: for devices that one block does not keep busy. The result does not depend on it.
       span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
       loss: [G, g', K, h, w] float32, K = 2 views, weak first; 0 where the mask is not set. Its mean over
-        `stats.valid` is the loss: a valid anchor without any negative counts with 0, which is eq. 4 with an empty sum,
-        so that what is divided by depends on the data alone.
+        `stats.valid` is the loss: a valid anchor without a negative counts with 0 (eq. 4 with an empty sum).
       mask: bool, valid anchors with at least one negative.
       stats: `ContrastStats`.
 
@@ -132,13 +129,10 @@ def pixel_contrast(
     num_candidates = candidates.number.shape[1]
     width = choose_window(num_negatives, num_candidates) if window == 0 else min(window, num_candidates)
     method = "full" if width == num_candidates else method
-    images = num_candidates // (2 * cells)
-    # Of every image the same cells, so that the loop is not over an axis that devices share.
-    num_blocks = math.ceil(cells / max(1, (block_size or max(256, 32 * images)) // (2 * images)))
-    pairs = math.ceil(cells / num_blocks) * 2 * weak.shape[1] * width
-    at_once = max(d for d in range(1, max(1, pairs_at_once // pairs) + 1) if num_blocks % d == 0)
+    num_blocks = _count_blocks(cells, images := num_candidates // (2 * cells), block_size)
+    at_once = _blocks_at_once(num_blocks, pairs_at_once // (math.ceil(cells / num_blocks) * 2 * weak.shape[1] * width))
 
-    def of_block(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, clocks: jax.Array, horizon: jax.Array):
+    def of_block(anchors: _Pixels, positive, candidates: _Pixels, clocks, horizon):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
         drawn = checkpoint_name(draw_mask(clocks, weights, num_negatives, horizon), "drawn")
         cosine = jnp.matmul(anchors.z, candidates.z.T)
@@ -154,10 +148,9 @@ def pixel_contrast(
 
             return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
         # Only the draw is kept for the backward pass: a draw repeated with other rounding might be another one.
-        policy = jax.checkpoint_policies.save_only_these_names("drawn")
-        body = jax.checkpoint(lambda block: of_block(*block), prevent_cse=False, policy=policy)
-        together = (*blocks, *_windows(candidates, key, num_blocks, width))
-        return jax.lax.map(body, together, batch_size=at_once if at_once > 1 else None)
+        keep = jax.checkpoint_policies.save_only_these_names("drawn")
+        body = jax.checkpoint(lambda block: of_block(*block), prevent_cse=False, policy=keep)
+        return jax.lax.map(body, (*blocks, *_windows(candidates, key, num_blocks, width)), batch_size=at_once)
 
     positive = anchors.z[:, ::-1]
     results = jax.vmap(of_group)(anchors, positive, candidates, keys)
@@ -246,6 +239,17 @@ def _windows(candidates: _Pixels, key: jax.Array, blocks: int, width: int) -> tu
 def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
     pixel = pixels.number % (images * cells)
     return Candidates(pixel // cells, pixel, pixels.probs, pixels.valid, pixels.label)
+
+
+def _count_blocks(cells: int, images: int, block_size: int) -> int:
+    """Of every image the same cells make a block, so that the loop is not over an axis that devices share."""
+    return math.ceil(cells / max(1, (block_size or max(256, 32 * images)) // (2 * images)))
+
+
+def _blocks_at_once(num_blocks: int, limit: int) -> int | None:
+    """The largest divisor up to the limit, so that none are left over; None, for `lax.map`: one after the other."""
+    largest = max(d for d in range(1, max(1, limit) + 1) if num_blocks % d == 0)
+    return largest if largest > 1 else None
 
 
 def _cut(x: jax.Array, num_blocks: int) -> jax.Array:

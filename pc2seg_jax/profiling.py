@@ -1,0 +1,34 @@
+"""Recording what the devices do in some steps, for xprof."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from pc2seg_jax.types import Tree
+
+
+class Profiler:
+    """Records the steps first..last (of the lead) in `folder`: `pip install xprof`, then `xprof <folder>`."""
+
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
+        self._folder = folder
+        self._first, self._last = steps if steps and jax.process_index() == 0 else (0, 0)
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Around the dispatch of a step."""
+        if number == self._first:
+            jax.profiler.start_trace(str(self._folder))
+        if not self._first <= number <= self._last:
+            yield
+            return
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+
+    def after(self, number: int, results: Tree) -> None:
+        """Ends the recording with the last of its steps, whose results are waited for."""
+        if number == self._last:
+            jax.block_until_ready(results)
+            jax.profiler.stop_trace()

@@ -1,0 +1,165 @@
+"""Several real processes on this machine are one run: equal to one process, found, stopped, killed and continued."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pc2seg_jax import build, workdir
+from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.parallel import make_shardings
+
+HERE = pathlib.Path(__file__).resolve().parent
+DEVICES, STEPS, RESUME = 4, 6, 75
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """`start(folder, processes, ...)`: exit statuses, and what the processes of one run have printed."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def run(folder, count, *, flags=(), environment=None, record=None, kill=None, timeout=280):
+        changes = {"checkpoint_every": 1, "eval.every": 3}
+        changes |= {"record": str(record)} if record else {}
+        changes |= {"kill": kill} if kill else {}
+        port, processes = free_port(), []
+        for i in range(count):
+            own = {"DEVICES": str(DEVICES // count), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+            own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(HERE.parent)}
+            known = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
+            if environment:
+                own, known = own | environment(i, count, port), [f"--num_processes={count}"]
+            command = [sys.executable, HERE / "run_process.py", json.dumps(changes), f"--workdir={folder}", *flags]
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            command += known if count > 1 else []
+            processes.append(subprocess.Popen(command, env=os.environ | own, **streams))
+        said = []
+        try:
+            for process in processes:
+                said.append(process.communicate(timeout=timeout))
+        finally:
+            for process in processes:
+                process.kill()
+        return [process.returncode for process in processes], said
+
+    return run
+
+
+def slurm(process, count, port):
+    job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    return job | {"SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)}
+
+
+def open_mpi(process, count, port):
+    job = {"OMPI_COMM_WORLD_SIZE": str(count), "OMPI_MCA_orte_hnp_uri": f"{port}.0;tcp://127.0.0.1:{port}"}
+    return job | {"OMPI_COMM_WORLD_RANK": str(process), "OMPI_COMM_WORLD_LOCAL_RANK": str(process)}
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(folder):
+    config, info = workdir.load(folder)
+    functions = build.build_functions(
+        config, num_classes=len(info.class_names), ignore_id=info.ignore_id, shardings=make_shardings(1)
+    )
+    with Checkpoints(folder) as checkpoints:
+        return jax.device_get(checkpoints.restore_newest(functions.init(0)))
+
+
+def rows(record):
+    """{step: rows of both streams of the global batch}; a step that was begun twice must have had the same rows."""
+    parts = {}
+    for path in sorted(record.parent.glob(f"{record.name}.*"), key=lambda path: int(path.suffix[1:])):
+        for line in path.read_text().splitlines():
+            line = json.loads(line)
+            parts.setdefault(line["step"], []).append(line["rows"])
+    return {step: [sum(stream, []) for stream in zip(*found, strict=True)] for step, found in parts.items()}
+
+
+def assert_same_run(folder, reference):
+    """Losses and parameters within float tolerance, the same steps logged once each, the same evaluation."""
+    ours, theirs = metrics(folder), metrics(reference)
+    assert [(line["step"], line.keys()) for line in ours] == [(line["step"], line.keys()) for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        if "loss" in mine:
+            np.testing.assert_allclose(mine["loss"], other["loss"], rtol=2e-3)
+    a, b = (jax.tree.leaves(final_state(path).params) for path in (folder, reference))
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0.02, atol=2e-3)
+    results = [json.loads((path / "evaluation" / f"{STEPS}_val.json").read_text()) for path in (folder, reference)]
+    assert results[0]["split"] == results[1]["split"]
+    np.testing.assert_allclose(results[0]["pixel_accuracy"], results[1]["pixel_accuracy"], atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def reference(start, tmp_path_factory):
+    """A run of one process with four devices: its folder, and the rows of its batches."""
+    folder = tmp_path_factory.mktemp("reference")
+    statuses, said = start(folder / "run", 1, record=folder / "rows")
+    assert statuses == [0], said
+    return folder / "run", rows(folder / "rows")
+
+
+def test_two_processes_then_one_then_four_are_one_run(start, reference, tmp_path):
+    """SIGTERM to one of two (found by Slurm's variables), then to the one, then four by Open MPI's to the end."""
+    folder = tmp_path / "run"
+    expected = reference[1]
+    for count, environment, stop in ((2, slurm, 2), (1, None, 4), (4, open_mpi, None)):
+        kill = stop and {"process": count - 1, "step": stop, "signal": signal.SIGTERM}
+        record = tmp_path / f"rows_{count}"
+        statuses, said = start(folder, count, environment=environment, record=record, kill=kill)
+        assert statuses == [RESUME if stop else 0] * count, said
+        found = rows(record)
+        assert found
+        assert all(found[step] == expected[step] for step in found)
+        if stop:
+            assert "as asked" in said[0][0]
+            assert "the same command continues" in said[0][0]
+        assert not any(out for out, _ in said[1:] if "loss" in out), "the lead alone tells of the run"
+    assert_same_run(folder, reference[0])
+
+
+def test_a_killed_process_ends_the_other_which_then_continues(start, reference, tmp_path):
+    folder = tmp_path / "run"
+    kill = {"process": 1, "step": 4, "signal": signal.SIGKILL}
+    statuses, said = start(folder, 2, flags=["--peer_timeout=8"], kill=kill)
+    assert statuses == [RESUME, -signal.SIGKILL], said
+    last = said[0][1].strip().splitlines()[-1]
+    assert "a peer of process 0 of 2 is lost or stuck" in last
+    assert "Start the same command again on all hosts" in last
+    statuses, said = start(folder, 2)
+    assert statuses == [0, 0], said
+    assert_same_run(folder, reference[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--process_id=0"], "belong together"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "not of the form HOST:PORT"),
+        (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "expected 0 to 1"),
+        (["--num_processes=3"], "--num_processes is 3, but 1 found one another"),
+        (["--profile_steps=5"], "--profile_steps=5 is not of the form first-last"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(start, tmp_path, flags, words):
+    [status], [(_, error)] = start(tmp_path / "run", 1, flags=flags)
+    assert status == 2
+    assert words in error
+    assert error.startswith("error: ")
+    assert not (tmp_path / "run").exists()
