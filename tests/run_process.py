@@ -11,7 +11,6 @@ import pathlib
 import sys
 import zlib
 
-import conftest
 import jax
 import numpy as np
 from absl import flags
@@ -53,6 +52,5 @@ def main():
 
 
 if __name__ == "__main__":
-    # conftest asks for eight devices, which the processes of a run have together.
     jax.config.update("jax_num_cpu_devices", int(os.environ["DEVICES"]))
     main()

@@ -1,5 +1,6 @@
 """Several real processes on this machine are one run: equal to one process, found, stopped, killed and continued."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -32,7 +33,9 @@ def start(tmp_path_factory):
     cache = tmp_path_factory.mktemp("compiled")
 
     def run(folder, count, *, flags=(), environment=None, record=None, kill=None, timeout=280):
-        changes = {"checkpoint_every": 1, "eval.every": 3}
+        # Small steps and a draw that does not depend on predictions: rounding, which differs with the number of
+        # processes, then stays rounding instead of choosing other negatives.
+        changes = {"checkpoint_every": 1, "eval.every": 3, "optim.learning_rate": 1e-5, "loss.strategy": "uniform"}
         changes |= {"record": str(record)} if record else {}
         changes |= {"kill": kill} if kill else {}
         port, processes = free_port(), []
@@ -88,7 +91,9 @@ def rows(record):
         for line in path.read_text().splitlines():
             line = json.loads(line)
             parts.setdefault(line["step"], []).append(line["rows"])
-    return {step: [sum(stream, []) for stream in zip(*found, strict=True)] for step, found in parts.items()}
+    return {
+        step: [list(itertools.chain(*stream)) for stream in zip(*found, strict=True)] for step, found in parts.items()
+    }
 
 
 def assert_same_run(folder, reference):
@@ -97,13 +102,14 @@ def assert_same_run(folder, reference):
     assert [(line["step"], line.keys()) for line in ours] == [(line["step"], line.keys()) for line in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         if "loss" in mine:
-            np.testing.assert_allclose(mine["loss"], other["loss"], rtol=2e-3)
-    a, b = (jax.tree.leaves(final_state(path).params) for path in (folder, reference))
-    for x, y in zip(a, b, strict=True):
-        np.testing.assert_allclose(x, y, rtol=0.02, atol=2e-3)
+            np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-4)
+    a, b = final_state(folder), final_state(reference)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a.params, b.params)
+    momentum, expected = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.opt_state)]) for s in (a, b))
+    assert np.linalg.norm(momentum - expected) < 1e-3 * np.linalg.norm(expected)
     results = [json.loads((path / "evaluation" / f"{STEPS}_val.json").read_text()) for path in (folder, reference)]
     assert results[0]["split"] == results[1]["split"]
-    np.testing.assert_allclose(results[0]["pixel_accuracy"], results[1]["pixel_accuracy"], atol=0.1)
+    np.testing.assert_allclose(results[0]["pixel_accuracy"], results[1]["pixel_accuracy"], atol=0.01)
 
 
 @pytest.fixture(scope="module")
