@@ -65,6 +65,8 @@ def initialize(
         if arguments or "coordinator_address" not in str(error):
             raise UserError(f"the processes cannot be joined: {error}") from error
     except RuntimeError as error:  # DEADLINE_EXCEEDED and the like
+        if not arguments and "before any JAX calls" in str(error):  # a program that has used JAX is on its own
+            return
         raise UserError(
             f"the processes did not find one another ({str(error).splitlines()[0]}): start the same command on every "
             "host, and check --coordinator and --num_processes"

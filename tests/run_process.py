@@ -11,6 +11,7 @@ import pathlib
 import sys
 import zlib
 
+import conftest  # noqa: F401 - asks for eight devices, which the processes of a run have together
 import jax
 import numpy as np
 from absl import flags
