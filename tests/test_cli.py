@@ -218,7 +218,7 @@ def test_a_config_file_with_a_mistake_is_named(command, tmp_path):
 def test_train_starts_training_with_the_overridden_configuration(command, tmp_path, monkeypatch, tiny_run):
     seen = []
 
-    def train_and_evaluate(config, workdir):
+    def train_and_evaluate(config, workdir, **settings):
         seen.append((config, workdir))
         return tiny_run.result
 
