@@ -4,15 +4,13 @@ Only the lead touches the disk: the state is the same on every device, and what 
 may therefore have any number of devices and hosts.
 """
 
-import contextlib
-import gc
-import io
+import functools
 import json
 import logging
 import pathlib
-import time
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,6 +73,7 @@ class Checkpoints:
             self._remove_half_written()
 
     def _manager(self, *, read_only: bool) -> ocp.CheckpointManager:
+        _mute_storage()
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(NEWEST),
@@ -252,19 +251,19 @@ class Checkpoints:
             name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), {field: like[field] for field in fields})
             for name, fields in items.items()
         }
-        with _quiet_storage():
-            try:
-                with self._manager(read_only=True) as reader:
-                    sums = reader.restore(step, args=ocp.args.Composite(check=ocp.args.JsonRestore()))["check"]
-                    for name, target in targets.items():
-                        _compare_paths(sums[name], check_sums(target))
-                    arguments = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-                    restored = reader.restore(step, args=ocp.args.Composite(**arguments))
-            except _Damaged:
-                raise
-            except Exception as error:  # Orbax and its storage raise a dozen types, bare Exception among them
-                raise _Damaged(f"cannot be read ({_reason(error)})") from error
+        try:
+            with self._manager(read_only=True) as reader:
+                sums = reader.restore(step, args=ocp.args.Composite(check=ocp.args.JsonRestore()))["check"]
+                for name, target in targets.items():
+                    _compare_paths(sums[name], check_sums(target))
+                arguments = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+                restored = reader.restore(step, args=ocp.args.Composite(**arguments))
+        except _Damaged:
+            raise
+        except Exception as error:  # Orbax and its storage raise a dozen types, bare Exception among them
+            raise _Damaged(f"cannot be read ({_reason(error)})") from error
         for name in items:
+            _compare_shapes(restored[name], targets[name])
             actual = check_sums(restored[name])
             wrong = [path for path in actual if actual[path] != sums[name][path]]
             if wrong:
@@ -272,20 +271,24 @@ class Checkpoints:
         return {field: value for name in items for field, value in restored[name].items()}
 
 
-@contextlib.contextmanager
-def _quiet_storage() -> Iterator[None]:
-    """Without the hundreds of lines that the threads of the storage print, besides raising, where they cannot read."""
-    logger = logging.getLogger("asyncio")
-    with contextlib.redirect_stderr(io.StringIO()):
-        logger.disabled = True
-        try:
-            yield
-        except _Damaged:
-            time.sleep(0.5)  # the threads end later than the call,
-            gc.collect()  # and complain of results that nobody asked for when those are deleted
-            raise
-        finally:
-            logger.disabled = False
+@functools.cache
+def _mute_storage() -> None:
+    """Drops what the threads of Orbax and tensorstore log, screens of it, besides raising the same error to us."""
+
+    def is_told_by_us(record: logging.LogRecord) -> bool:
+        thread = record.levelno >= logging.ERROR and "orbax" in pathlib.Path(record.pathname).parts
+        return thread or "exception was never retrieved" in str(record.msg)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not is_told_by_us(record))
+    others = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        # After the first failed array Orbax closes its event loop; the results of the others come later.
+        if str(event.exc_value) != "Event loop is closed":
+            others(event)
+
+    sys.unraisablehook = hook
 
 
 def _compare_paths(stored: dict[str, int], expected: dict[str, int]) -> None:
@@ -294,12 +297,24 @@ def _compare_paths(stored: dict[str, int], expected: dict[str, int]) -> None:
             raise _Damaged(f"is of another network: it {what} {min(paths)} and {len(paths) - 1} others")
 
 
+def _compare_shapes(stored: Tree, expected: Tree) -> None:
+    """Orbax gives arrays of numpy as they are stored, whatever shape is asked for."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(stored), jax.tree.leaves(expected), strict=True):
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            where = jax.tree_util.keystr(path)
+            raise _Damaged(
+                f"is of another network: {where} has shape {x.shape} ({x.dtype}), expected {y.shape} ({y.dtype})"
+            )
+
+
 def _reason(error: Exception) -> str:
     """The innermost cause in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
+    if len(text) > 300:  # tensorstore begins with the array and ends with the reason
+        text = f"{text[:80]} ... {text[-200:]}"
+    return f"{type(error).__name__}: {text}"
 
 
 def _place(fields: dict[str, Tree], like: dict[str, Tree]) -> dict[str, Tree]:
