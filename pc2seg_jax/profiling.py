@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -10,25 +11,38 @@ from pc2seg_jax.types import Tree
 
 
 class Profiler:
-    """Records the steps first..last (of the lead) in `folder`: `pip install xprof`, then `xprof <folder>`."""
+    """Records the steps first..last (of the lead) in `folder`: `pip install xprof`, then `xprof <folder>`.
+
+    Of a run that continues behind `first`, or ends before `last`, the steps that there are. Use as a context manager.
+    """
 
     def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
         self._folder = folder
         self._first, self._last = steps if steps and jax.process_index() == 0 else (0, 0)
+        self._records = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._records:
+            jax.profiler.stop_trace()
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around the dispatch of a step."""
-        if number == self._first:
-            jax.profiler.start_trace(str(self._folder))
         if not self._first <= number <= self._last:
             yield
             return
+        if not self._records:
+            jax.profiler.start_trace(str(self._folder))
+            self._records = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
     def after(self, number: int, results: Tree) -> None:
         """Ends the recording with the last of its steps, whose results are waited for."""
-        if number == self._last:
+        if self._records and number == self._last:
             jax.block_until_ready(results)
             jax.profiler.stop_trace()
+            self._records = False

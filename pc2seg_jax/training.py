@@ -152,7 +152,7 @@ def train_and_evaluate(
     Args:
       stop: asked after every step whether to end here, with a checkpoint; the same answer in all processes.
       peer_timeout: seconds without a finished step after which a process of several gives up, see `processes.Watch`.
-      profile_steps: (first, last) step to record for xprof, in `<workdir>/profile`.
+      profile_steps: (first, last) step to record for xprof, in `<workdir>/profile`; where they are over, none.
 
     Raises:
       UserError: on a configuration, dataset or workdir that cannot be used, and on a step that is not finite.
@@ -173,7 +173,8 @@ def train_and_evaluate(
         log.message(f"steps {start} to {config.steps}, {workdir}, from {origin}")
         run = Run(config, workdir, dataset, info, functions, shardings, checkpoints, log, watch)
         try:
-            result = take_steps(run, state, start, stop, Profiler(workdir / "profile", profile_steps))
+            with Profiler(workdir / "profile", profile_steps) as profiler:
+                result = take_steps(run, state, start, stop, profiler)
             log.summary()
         finally:
             log.close()

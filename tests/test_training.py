@@ -1,5 +1,6 @@
 """A tiny run from top to bottom: what it writes, how it continues after an interruption, what it refuses."""
 
+import gzip
 import json
 import math
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pc2seg_jax import evaluation, restoring, training, workdir
+from pc2seg_jax import evaluation, profiling, restoring, training, workdir
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.data.shapes import load_shapes
 from pc2seg_jax.data.synthetic import CLASS_NAMES
@@ -276,3 +277,17 @@ def test_batches_are_placed_in_order_and_one_ahead():
         np.testing.assert_array_equal(next(placed)["x"], np.full((2, 3), i))
         assert len(drawn) == min(i + 2, 4)
     assert list(placed) == []
+
+
+@pytest.mark.parametrize(("steps", "recorded"), [((2, 3), {2, 3}), ((5, 9), {5, 6}), ((7, 9), set())])
+def test_the_profile_holds_the_steps_that_were_asked_for(tmp_path, steps, recorded):
+    found = []
+    with profiling.Profiler(tmp_path / "profile", steps) as profiler:
+        for number in range(1, STEPS + 1):
+            with profiler.step(number):
+                result = jax.numpy.ones(3) * number
+            profiler.after(number, result)
+    for path in (tmp_path / "profile").rglob("*.trace.json.gz"):
+        for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]:
+            found += [event["args"]["step_num"]] if "step_num" in event.get("args", {}) else []
+    assert {int(step) for step in found} == recorded
