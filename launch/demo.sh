@@ -2,6 +2,7 @@
 # The whole path on the embedded dataset: train a supervised baseline and PC2Seg with the same labels, steps and labelled
 # batches, evaluate, predict, report. Everything goes to runs/demo; a second call continues or reuses what is there.
 #   bash launch/demo.sh [--config.key=value ...]
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=runs/demo
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts of this folder: goes to the project's root and makes .venv with the pinned packages.
 # Needs python3 (3.11 or newer, or another one named in PYTHON) and pip; a second call reuses what is there.
 set -euo pipefail
