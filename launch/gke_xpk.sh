@@ -4,7 +4,7 @@
 #   bash launch/gke_xpk.sh image --image=us-east5-docker.pkg.dev/P/REPOSITORY/pc2seg
 #   bash launch/gke_xpk.sh run --name=seg --cluster=C --project=P --zone=us-east5-b --accelerator_type=v6e-16 \
 #     --image=us-east5-docker.pkg.dev/P/REPOSITORY/pc2seg --config=configs/voc12.py:r50,1_8 \
-#     --workdir=gs://BUCKET/runs/voc -- --config.data.root=gs://BUCKET/datasets
+#     --workdir=gs://BUCKET/runs/voc [-- --config.key=value ...]
 #   cluster                makes a cluster with one slice
 #   image                  builds the image of launch/Dockerfile from the project's tracked files, and pushes it
 #   run                    starts training as a workload; the same command continues it when the workload is gone

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on TPU slices of Google Cloud through SkyPilot, as a managed job: it finds a zone, and another after a preemption.
 #   bash launch/sky.sh launch --name=seg --accelerator_type=v6e-16 --spot --config=configs/voc12.py:r50,1_8 \
-#     --workdir=gs://BUCKET/runs/voc -- --config.data.root=gs://BUCKET/datasets
+#     --workdir=gs://BUCKET/runs/voc [-- --config.key=value ...]
 #   launch                 submits the job of launch/skypilot.yaml with the project's tracked files
 #   status                 lists the managed jobs
 #   logs                   of the job

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a TPU pod slice, or one TPU host, of Google Cloud: TPU VMs by queued resources.
 #   bash launch/tpu_pod.sh watch --name=seg --project=P --zone=us-east5-b --accelerator_type=v6e-16 --spot \
-#     --config=configs/voc12.py:r50,1_8 --workdir=gs://BUCKET/runs/voc -- --config.data.root=gs://BUCKET/datasets
+#     --config=configs/voc12.py:r50,1_8 --workdir=gs://BUCKET/runs/voc [-- --config.key=value ...]
 #   create                 asks for the TPU and waits until it is there
 #   setup                  copies the project's tracked files to all hosts and installs the packages
 #   run                    starts training on all hosts, or continues it; returns at once

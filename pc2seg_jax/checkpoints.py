@@ -4,11 +4,7 @@ Only the lead touches the disk: the state is the same on every device, and what 
 may therefore have any number of devices and hosts.
 """
 
-import functools
 import json
-import logging
-import pathlib
-import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from pc2seg_jax import processes
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import AnyPath, absolute, is_local
+from pc2seg_jax.storage_noise import mute_storage
 from pc2seg_jax.types import TrainState, Tree
 
 METRIC = "miou"
@@ -51,12 +50,12 @@ class Checkpoints:
     mIoU. Use as a context manager: leaving it waits for the pending write. Every method is called by all processes.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, create: bool = False):
+    def __init__(self, workdir: AnyPath, *, create: bool = False):
         """Opens the run's checkpoints; with `create` for writing, too."""
-        self._folder = workdir.absolute() / "checkpoints"
+        self._folder = absolute(workdir) / "checkpoints"
         self._create = create
         self._writer: ocp.CheckpointManager | None = None
-        self._half_written: list[pathlib.Path] = []
+        self._half_written: list[AnyPath] = []
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -73,7 +72,7 @@ class Checkpoints:
             self._remove_half_written()
 
     def _manager(self, *, read_only: bool) -> ocp.CheckpointManager:
-        _mute_storage()
+        mute_storage()
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(NEWEST),
@@ -99,7 +98,7 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if not self._folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal() and _is_whole(path))
 
     def _metric(self, step: int) -> float | None:
         try:
@@ -142,7 +141,7 @@ class Checkpoints:
 
     def _save(self, state: TrainState, miou: float | None) -> None:
         if self._writer is None:
-            self._half_written = list(self._folder.glob(_HALF_WRITTEN)) if self._folder.is_dir() else []
+            self._half_written = self._find_half_written()
             self._guard(lambda: self._folder.mkdir(parents=True, exist_ok=True))
             self._writer = self._manager(read_only=False)
         step, host = int(state.step), jax.device_get(state)
@@ -165,12 +164,19 @@ class Checkpoints:
                 "then start the same command again; it continues after the newest complete checkpoint"
             ) from error
 
+    def _find_half_written(self) -> list[AnyPath]:
+        if not self._folder.is_dir():
+            return []
+        if is_local(self._folder):
+            return list(self._folder.glob(_HALF_WRITTEN))
+        return [path for path in self._folder.iterdir() if path.name.isdecimal() and not _is_whole(path)]
+
     def _remove_half_written(self) -> None:
         """What a killed process has left is no use, and goes once there is a newer complete checkpoint."""
-        from etils import epath
-
         while self._half_written:
-            epath.Path(self._half_written.pop()).rmtree(missing_ok=True)
+            path = self._half_written.pop()
+            if is_local(path) or not _is_whole(path):  # in a bucket the same step is written again in its place
+                epath.Path(path).rmtree(missing_ok=True)
 
     def restore_newest(self, like: TrainState, say: Callable[[str], None] = print) -> TrainState | None:
         """The newest state that is undamaged, or None where there is no checkpoint at all.
@@ -271,24 +277,9 @@ class Checkpoints:
         return {field: value for name in items for field, value in restored[name].items()}
 
 
-@functools.cache
-def _mute_storage() -> None:
-    """Drops what the threads of Orbax and tensorstore log, screens of it, besides raising the same error to us."""
-
-    def is_told_by_us(record: logging.LogRecord) -> bool:
-        thread = record.levelno >= logging.ERROR and "orbax" in pathlib.Path(record.pathname).parts
-        return thread or "exception was never retrieved" in str(record.msg)
-
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(lambda record: not is_told_by_us(record))
-    others = sys.unraisablehook
-
-    def hook(event: Any) -> None:
-        # After the first failed array Orbax closes its event loop; the results of the others come later.
-        if str(event.exc_value) != "Event loop is closed":
-            others(event)
-
-    sys.unraisablehook = hook
+def _is_whole(step: AnyPath) -> bool:
+    """On a disk a step has its name when it is whole; in a bucket, which knows no renaming, Orbax marks it then."""
+    return is_local(step) or (step / "commit_success.txt").exists()
 
 
 def _compare_paths(stored: dict[str, int], expected: dict[str, int]) -> None:
@@ -326,18 +317,18 @@ def _place(fields: dict[str, Tree], like: dict[str, Tree]) -> dict[str, Tree]:
     )
 
 
-def save_state(folder: pathlib.Path, state: TrainState) -> None:
+def save_state(folder: AnyPath, state: TrainState) -> None:
     """Writes one state, and waits for it. A state that `folder` holds is replaced."""
 
     def save() -> None:
         with ocp.StandardCheckpointer(multiprocessing_options=_LEAD_ALONE) as checkpointer:
-            checkpointer.save(folder.absolute(), jax.device_get(state)._asdict(), force=True)
+            checkpointer.save(absolute(folder), jax.device_get(state)._asdict(), force=True)
 
     processes.on_lead(save)
 
 
-def load_state(folder: pathlib.Path, like: TrainState) -> TrainState:
+def load_state(folder: AnyPath, like: TrainState) -> TrainState:
     """What `save_state` wrote. like: as in `Checkpoints.restore_newest`."""
     targets = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like._asdict())
     with ocp.StandardCheckpointer(multiprocessing_options=_LEAD_ALONE) as checkpointer:
-        return TrainState(**_place(checkpointer.restore(folder.absolute(), targets), like._asdict()))
+        return TrainState(**_place(checkpointer.restore(absolute(folder), targets), like._asdict()))

@@ -1,12 +1,11 @@
 """The schema of a run: every key with its paper default, and the checks that can be made before anything is loaded."""
 
 import json
-import pathlib
 
 import ml_collections
 
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import replace_text
+from pc2seg_jax.files import AnyPath, replace_text
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -204,6 +203,11 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
         c.data.dataset != "folder" or c.data.root,
         "config.data.root is empty: set --config.data.root=FOLDER, the folder that holds images/, masks/ and the lists",
     )
+    _require(
+        "://" not in c.data.root,
+        f"config.data.root is {c.data.root}, and images are read at random from a local disk: copy them to every host "
+        "(gcloud storage cp -r), or mount the bucket with gcsfuse",
+    )
     _validate_groups(c)
 
 
@@ -275,12 +279,12 @@ def flatten(c: ml_collections.ConfigDict | dict, prefix: str = "") -> dict:
     return flat
 
 
-def save(c: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+def save(c: ml_collections.ConfigDict, path: AnyPath) -> None:
     """Writes the full configuration as JSON."""
     replace_text(path, json.dumps(c.to_dict(), indent=2) + "\n")
 
 
-def load(path: pathlib.Path) -> ml_collections.ConfigDict:
+def load(path: AnyPath) -> ml_collections.ConfigDict:
     """Reads what `save` wrote.
 
     Raises:

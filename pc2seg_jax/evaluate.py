@@ -3,11 +3,10 @@
 python -m pc2seg_jax.evaluate --workdir=runs/first [--step=N|best|latest] [--split=val]
 """
 
-import pathlib
-
 from absl import flags
 
 from pc2seg_jax import cli
+from pc2seg_jax.files import path_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _STEP = flags.DEFINE_string("step", "latest", "Which checkpoint: a step, best or latest.")
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> None:
     from pc2seg_jax import build, evaluation, processes, restoring, training, workdir
     from pc2seg_jax.step import make_eval_step
 
-    folder = pathlib.Path(_WORKDIR.value)
+    folder = path_of(_WORKDIR.value)
     run = restoring.restore(folder, _STEP.value)
     dataset = processes.together(lambda: build.build_dataset(run.config))
     workdir.claim(folder, run.config, training.describe_dataset(run.config, dataset))  # the same data as in training

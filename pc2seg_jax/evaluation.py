@@ -1,12 +1,11 @@
 """Evaluation by the paper's protocol: one scale, no flip, padded to a fixed size, confusion matrix over all pixels."""
 
 import json
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from pc2seg_jax.files import replace_text
+from pc2seg_jax.files import AnyPath, replace_text
 from pc2seg_jax.ops import metrics
 from pc2seg_jax.parallel import Shardings, shard_batch
 from pc2seg_jax.types import LabeledCrops, Tree
@@ -87,7 +86,7 @@ def summarize(
     }
 
 
-def write(workdir: pathlib.Path, result: dict) -> str:
+def write(workdir: AnyPath, result: dict) -> str:
     """Writes `evaluation/<step>_<split>.json` and returns its path."""
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)

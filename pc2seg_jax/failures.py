@@ -4,6 +4,7 @@
 of it), and `metrics.json`.
 """
 
+import io
 import json
 import math
 import pathlib
@@ -16,13 +17,14 @@ from pc2seg_jax import build
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import load_state, save_state
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import AnyPath
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState, UnlabeledCrops
 
 STREAMS = {"labeled": LabeledCrops, "unlabeled": UnlabeledCrops}
 
 
-def stop_if_not_finite(metrics: dict, state: TrainState, crops: Crops, workdir: pathlib.Path) -> None:
+def stop_if_not_finite(metrics: dict, state: TrainState, crops: Crops, workdir: AnyPath) -> None:
     """Ends the run where the step with these metrics and crops was not finite.
 
     Args:
@@ -46,7 +48,8 @@ def stop_if_not_finite(metrics: dict, state: TrainState, crops: Crops, workdir: 
         for name, x in (getattr(crops, stream) or LabeledCrops(None, None, None))._asdict().items()
         if x is not None
     }
-    np.savez(folder / f"batch_{jax.process_index()}.npz", **arrays)
+    with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
+        np.savez(file, **arrays)
     (folder / "metrics.json").write_text(
         json.dumps({name: str(value) for name, value in values.items()}, indent=2) + "\n"
     )
@@ -63,8 +66,8 @@ def _rows_of_this_host(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def _load_crops(folder: pathlib.Path) -> Crops:
-    with np.load(folder / f"batch_{jax.process_index()}.npz") as stored:
+def _load_crops(folder: AnyPath) -> Crops:
+    with (folder / f"batch_{jax.process_index()}.npz").open("rb") as file, np.load(io.BytesIO(file.read())) as stored:
         streams = {
             stream: kind(**{name: stored[f"{stream}.{name}"] for name in kind._fields if f"{stream}.{name}" in stored})
             for stream, kind in STREAMS.items()
@@ -73,7 +76,7 @@ def _load_crops(folder: pathlib.Path) -> Crops:
     return Crops(**streams)
 
 
-def find_failure(workdir: pathlib.Path) -> pathlib.Path:
+def find_failure(workdir: AnyPath) -> pathlib.Path:
     """The folder of the last step that was not finite.
 
     Raises:
@@ -85,7 +88,7 @@ def find_failure(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "failure" / str(steps[-1])
 
 
-def replay(workdir: pathlib.Path, shardings: Shardings | None = None) -> str:
+def replay(workdir: AnyPath, shardings: Shardings | None = None) -> str:
     """Computes the step that stopped a run again, and in float32 where it was not; the metrics as text.
 
     Raises:
@@ -102,7 +105,7 @@ def replay(workdir: pathlib.Path, shardings: Shardings | None = None) -> str:
 
 
 def _compute(
-    config: ml_collections.ConfigDict, info: workdir_lib.DatasetInfo, folder: pathlib.Path, shardings: Shardings
+    config: ml_collections.ConfigDict, info: workdir_lib.DatasetInfo, folder: AnyPath, shardings: Shardings
 ) -> list[str]:
     functions = build.build_functions(
         config, num_classes=len(info.class_names), ignore_id=info.ignore_id, shardings=shardings

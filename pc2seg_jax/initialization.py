@@ -1,6 +1,5 @@
 """The state a run starts from: its last checkpoint, a former run, published weights, or nothing but random numbers."""
 
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -9,6 +8,7 @@ import ml_collections
 
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import path_of
 from pc2seg_jax.parallel import Shardings
 from pc2seg_jax.restoring import restore
 from pc2seg_jax.types import TrainState, Tree
@@ -32,7 +32,7 @@ def initialize(
     Raises:
       UserError: when there is nothing to read, or it does not fit the network.
     """
-    folder = pathlib.Path(config.init_from)
+    folder = path_of(config.init_from)
     try:
         if (folder / "config.json").is_file():
             run = restore(folder, "latest")

@@ -3,13 +3,13 @@
 python -m pc2seg_jax.predict --workdir=runs/first --images=FOLDER --output=FOLDER [--step=N|best|latest] [--overwrite]
 """
 
-import pathlib
 import sys
 
 import tqdm
 from absl import flags
 
 from pc2seg_jax import cli
+from pc2seg_jax.files import local_path, path_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEG or PNG images.", required=True)
@@ -22,8 +22,8 @@ def main(argv: list[str]) -> None:
     del argv
     from pc2seg_jax import prediction, restoring
 
-    run = restoring.restore(pathlib.Path(_WORKDIR.value), _STEP.value)
-    images, output = pathlib.Path(_IMAGES.value), pathlib.Path(_OUTPUT.value)
+    run = restoring.restore(path_of(_WORKDIR.value), _STEP.value)
+    images, output = local_path("--images", _IMAGES.value), local_path("--output", _OUTPUT.value)
     masks = prediction.predict_folder(run, images, output, overwrite=_OVERWRITE.value)
     count = sum(1 for _ in tqdm.tqdm(masks, total=len(prediction.find_images(images)), disable=not sys.stderr.isatty()))
     print(f"wrote {count} masks to {output / 'masks'} and pictures to {output / 'overlays'} (step {run.step})")

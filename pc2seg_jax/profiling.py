@@ -1,12 +1,12 @@
 """Recording what the devices do in some steps, for xprof."""
 
 import contextlib
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from pc2seg_jax.files import AnyPath, WrittenHere
 from pc2seg_jax.types import Tree
 
 
@@ -16,7 +16,7 @@ class Profiler:
     Of a run that continues behind `first`, or ends before `last`, the steps that there are. Use as a context manager.
     """
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
+    def __init__(self, folder: AnyPath, steps: tuple[int, int] | None):
         self._folder = folder
         self._first, self._last = steps if steps and jax.process_index() == 0 else (0, 0)
         self._records = False
@@ -25,8 +25,13 @@ class Profiler:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._records:
+            self._records = False
             jax.profiler.stop_trace()
+            self._written.close()
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -35,7 +40,8 @@ class Profiler:
             yield
             return
         if not self._records:
-            jax.profiler.start_trace(str(self._folder))
+            self._written = WrittenHere(self._folder)
+            jax.profiler.start_trace(str(self._written.folder))
             self._records = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
@@ -44,5 +50,4 @@ class Profiler:
         """Ends the recording with the last of its steps, whose results are waited for."""
         if self._records and number == self._last:
             jax.block_until_ready(results)
-            jax.profiler.stop_trace()
-            self._records = False
+            self._end()

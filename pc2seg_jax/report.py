@@ -3,11 +3,10 @@
 python -m pc2seg_jax.report --runs=runs/a,runs/b --output=report.html [--images=8]
 """
 
-import pathlib
-
 from absl import flags
 
 from pc2seg_jax import cli
+from pc2seg_jax.files import local_path, path_of
 
 _RUNS = flags.DEFINE_list("runs", None, "Folders of runs, separated by commas.", required=True)
 _OUTPUT = flags.DEFINE_string(
@@ -20,10 +19,9 @@ def main(argv: list[str]) -> None:
     del argv
     from pc2seg_jax import report_page
 
-    print(
-        report_page.write_report([pathlib.Path(run) for run in _RUNS.value], pathlib.Path(_OUTPUT.value), _IMAGES.value)
-    )
-    print(f"wrote {pathlib.Path(_OUTPUT.value).resolve()}")
+    output = local_path("--output", _OUTPUT.value)
+    print(report_page.write_report([path_of(run) for run in _RUNS.value], output, _IMAGES.value))
+    print(f"wrote {output.resolve()}")
 
 
 if __name__ == "__main__":

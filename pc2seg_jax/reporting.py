@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import statistics
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from pc2seg_jax import build, restoring
 from pc2seg_jax import config as config_lib
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import AnyPath
 from pc2seg_jax.prediction import make_predictor
 
 
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
     predictions: list[np.ndarray]
 
 
-def read_records(workdirs: list[pathlib.Path]) -> list[Record]:
+def read_records(workdirs: list[AnyPath]) -> list[Record]:
     """Reads runs that were evaluated on the same val images, in the order given.
 
     Raises:
@@ -63,7 +63,7 @@ def read_records(workdirs: list[pathlib.Path]) -> list[Record]:
     return records
 
 
-def _read_record(name: str, workdir: pathlib.Path) -> Record:
+def _read_record(name: str, workdir: AnyPath) -> Record:
     if not (workdir / "config.json").is_file():
         raise UserError(
             f"--runs names {workdir}, which is not the folder of a run (it has no config.json): "
@@ -87,14 +87,14 @@ def _read_record(name: str, workdir: pathlib.Path) -> Record:
     return Record(name, run, config_lib.flatten(run.config), last, best, lines)
 
 
-def _read_evaluation(path: pathlib.Path) -> dict:
+def _read_evaluation(path: AnyPath) -> dict:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): write it again with python -m pc2seg_jax.evaluate") from error
 
 
-def _read_metrics(path: pathlib.Path) -> list[dict]:
+def _read_metrics(path: AnyPath) -> list[dict]:
     lines = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

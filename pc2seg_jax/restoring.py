@@ -1,6 +1,5 @@
 """A trained model from its run's folder alone, for evaluation and prediction."""
 
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import ml_collections
 from pc2seg_jax import build
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.files import AnyPath
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.parallel import Shardings, make_shardings
 from pc2seg_jax.types import Tree
@@ -27,7 +27,7 @@ class Run(NamedTuple):
     shardings: Shardings
 
 
-def restore(workdir: pathlib.Path, which: str, shardings: Shardings | None = None) -> Run:
+def restore(workdir: AnyPath, which: str, shardings: Shardings | None = None) -> Run:
     """Restores the checkpoint `which` ("latest", "best" or a step) of a run.
 
     Raises:

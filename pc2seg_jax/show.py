@@ -6,12 +6,11 @@ Bright cells are likely to be drawn as negatives of the anchor (the orange squar
 of evaluation: no dropout, running statistics.
 """
 
-import pathlib
-
 from absl import flags
 
 from pc2seg_jax import cli
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import local_path, path_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The sheet, a .png file.", required=True)
@@ -35,9 +34,9 @@ def main(argv: list[str]) -> None:
     del argv
     from pc2seg_jax import contact_sheet, loss_pictures, restoring
 
-    output, anchor = pathlib.Path(_OUTPUT.value), _anchor()
+    output, anchor = local_path("--output", _OUTPUT.value), _anchor()
     contact_sheet.check_output(output, _OVERWRITE.value)
-    run = restoring.restore(pathlib.Path(_WORKDIR.value), _STEP.value)
+    run = restoring.restore(path_of(_WORKDIR.value), _STEP.value)
     print(loss_pictures.write(run, output, batch=_BATCH.value, anchor=anchor))
     print(f"wrote {output}")
 

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pc2seg_jax import cli
+from pc2seg_jax.files import local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The base: a file of configs/; keys are set for all cells with --config.key=value."
@@ -43,8 +44,8 @@ def main(argv: list[str]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what runs in its background deaf to the latter
         signal.signal(number, signal.default_int_handler)
-    base, root = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    output = pathlib.Path(_OUTPUT.value or root)
+    base, root = _CONFIG.value, local_path("--workdir", _WORKDIR.value)
+    output = local_path("--output", _OUTPUT.value) if _OUTPUT.value else root
     sweep_report.check_output(output)
     paper = {}
     if _SWEEP.value:

@@ -8,7 +8,6 @@ they find one another on TPU pods, Slurm and Open MPI, or by --coordinator, --nu
 --replay, and no --config, it computes the step again that was not finite and stopped the run, loss by loss.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -16,6 +15,7 @@ from ml_collections import config_flags
 
 from pc2seg_jax import cli
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import path_of
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, e.g. configs/shapes.py; keys are set with --config.key=value."
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     if _REPLAY.value:
         from pc2seg_jax.failures import replay
 
-        print(replay(pathlib.Path(_WORKDIR.value)))
+        print(replay(path_of(_WORKDIR.value)))
         return
     profile_steps = _profile_steps(_PROFILE.value)
     cli.join_processes()

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from pc2seg_jax.data import pipeline
 from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.failures import stop_if_not_finite
+from pc2seg_jax.files import AnyPath, path_of
 from pc2seg_jax.initialization import initialize, starting_state
 from pc2seg_jax.parallel import Shardings, make_shardings, prefetch_to_devices
 from pc2seg_jax.profiling import Profiler
@@ -109,7 +109,7 @@ def warn_of_draws(values: dict[str, float], config: ml_collections.ConfigDict) -
 
 
 def prepare_run(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, shardings: Shardings
+    config: ml_collections.ConfigDict, workdir: AnyPath, shardings: Shardings
 ) -> tuple[Dataset, workdir_lib.DatasetInfo, build.Functions]:
     """Checks everything that can be checked before the first step, in every process, and claims the folder.
 
@@ -137,7 +137,7 @@ def prepare_run(
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | AnyPath,
     shardings: Shardings | None = None,
     *,
     stop: Callable[[int], bool] = lambda step: False,
@@ -158,7 +158,7 @@ def train_and_evaluate(
       UserError: on a configuration, dataset or workdir that cannot be used, and on a step that is not finite.
       processes.Resume: `stop` has said yes.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = path_of(workdir)
     shardings = shardings or make_shardings()
     dataset, info, functions = prepare_run(config, workdir, shardings)
     with Checkpoints(workdir, create=True) as checkpoints, processes.Watch(peer_timeout, workdir) as watch:
@@ -185,7 +185,7 @@ class Run(NamedTuple):
     """What the steps of a run need besides the state."""
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     dataset: Dataset
     info: workdir_lib.DatasetInfo
     functions: build.Functions

@@ -10,7 +10,6 @@ evaluation/      <step>_<split>.json
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import ml_collections
 
 from pc2seg_jax import config as config_lib
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import replace_text
+from pc2seg_jax.files import AnyPath, replace_text
 
 
 class Split(NamedTuple):
@@ -45,7 +44,7 @@ def describe_split(name: str, ids: Iterable[str]) -> Split:
     return Split(name, len(ids), hashlib.sha256("\n".join(ids).encode()).hexdigest())
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
+def claim(workdir: AnyPath, config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
     """Makes `workdir` this run's folder, or checks that it already is.
 
     Raises:
@@ -82,7 +81,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, info: Datase
     config_lib.save(config, stored)  # last: a folder with config.json is complete
 
 
-def load(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, DatasetInfo]:
+def load(workdir: AnyPath) -> tuple[ml_collections.ConfigDict, DatasetInfo]:
     """Configuration and dataset description of a run.
 
     Raises:
@@ -94,7 +93,7 @@ def load(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, DatasetInfo]
     return config_lib.load(stored), load_info(workdir)
 
 
-def load_info(workdir: pathlib.Path) -> DatasetInfo:
+def load_info(workdir: AnyPath) -> DatasetInfo:
     """Reads dataset.json.
 
     Raises:

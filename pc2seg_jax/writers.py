@@ -4,7 +4,6 @@ import collections
 import contextlib
 import json
 import math
-import pathlib
 import resource
 import sys
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from pc2seg_jax.files import replace_text
+from pc2seg_jax.files import AnyPath, GrowingText, WrittenHere, replace_text
 
 
 def flatten_metrics(metrics: dict[str, jax.Array], class_names: Sequence[str]) -> dict[str, float]:
@@ -47,29 +46,39 @@ class MetricWriter:
     tell of.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int):
+    def __init__(self, workdir: AnyPath, start_step: int):
         self._files = {}
         for name in ("metrics", "timings"):
             path = workdir / f"{name}.jsonl"
-            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
             kept = [line for line in lines if _step_of(line) <= start_step]
             if kept != lines:
-                replace_text(path, "".join(line + "\n" for line in kept))
-            self._files[name] = path.open("a")
+                replace_text(path, _text(kept))
+            self._files[name] = GrowingText(path, _text(kept))
         self.seconds = max((json.loads(line)["seconds"] for line in kept), default=0.0)
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._tensorboard = WrittenHere(workdir / "tensorboard")
+        self._board = tensorboardX.SummaryWriter(str(self._tensorboard.folder), purge_step=start_step + 1)
 
     def write(self, step: int, scalars: dict[str, float], *, file: str = "metrics") -> None:
         """file: "metrics" or "timings"."""
-        self._files[file].write(json.dumps({"step": step, **scalars}) + "\n")
-        self._files[file].flush()
+        self._files[file].append(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(f"time/{name}" if file == "timings" else name, value, step)
+
+    def flush(self) -> None:
+        """What TensorBoard shows so far, where it is not on this disk."""
+        self._board.flush()
+        self._tensorboard.copy()
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
         self._board.close()
+        self._tensorboard.close()
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(line + "\n" for line in lines)
 
 
 def _step_of(line: str) -> float:
@@ -173,7 +182,7 @@ class RunLog:
       start_step: what has been done before. steps, images_per_step: of the run.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, steps: int, images_per_step: int):
+    def __init__(self, workdir: AnyPath, *, start_step: int, steps: int, images_per_step: int):
         self.clock = Clock()
         lead = jax.process_index() == 0
         self._progress = Progress(start_step, steps, images_per_step, self.clock) if lead else None
@@ -208,6 +217,7 @@ class RunLog:
         if self._progress:
             self._progress.miou = miou
             self._writer.write(step, values)
+            self._writer.flush()
             self._progress.message(f"step {step}: val mIoU {miou:.2f} %")
 
     def summary(self) -> None:

@@ -26,8 +26,9 @@ COMMANDS = (
 # A module imports from the layers above its own line only. `ops`, `models` and `data` are folders: inside one, modules
 # import one another freely.
 LAYERS = (
-    ("__init__", "errors", "types", "resize", "chips", "flops", "files"),
-    ("config", "parallel", "processes", "profiling", "downloads"),
+    ("__init__", "errors", "types", "resize", "chips", "flops"),
+    ("files",),
+    ("config", "parallel", "processes", "profiling", "downloads", "storage_noise"),
     ("ops", "models", "data", "recipes"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
     ("step",),

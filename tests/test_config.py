@@ -19,6 +19,7 @@ CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
 
 # key, wrong value, further keys of the case, part of the sentence besides key and value
 WRONG = [
+    ("data.root", "gs://bucket/x", {"data.dataset": "folder"}, "gcloud storage cp"),
     ("objective", "magic", {}, "supervised"),
     ("data.dataset", "voc", {}, "folder"),
     ("model.backbone", "resnet7", {}, "resnet50_beta"),
