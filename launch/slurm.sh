@@ -49,7 +49,9 @@ submit() { # "$@" of this script
   [ -z "$account" ] || options+=("--account=$account")
   [ -z "$time" ] || options+=("--time=$time")
   run mkdir -p runs # sbatch does not make the folder of its log
-  run sbatch "${options[@]}" launch/slurm.sh "$@"
+  local flag flags=()
+  for flag in "$@"; do [ "$flag" = --dry-run ] || flags+=("$flag"); done # what is printed submits a job that trains
+  run sbatch "${options[@]}" launch/slurm.sh "${flags[@]}"
 }
 
 start() {
