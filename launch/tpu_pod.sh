@@ -14,6 +14,7 @@
 #   --accelerator_type=T   v5litepod-16, v6e-16 (chips) or v5p-32 (cores, two a chip)
 #   --runtime_version=V    image of the hosts; default by accelerator type
 #   --spot                 cheaper, and may be preempted at any time
+#   --prepare=COMMAND      setup: runs this on all hosts at its end, such as copying the data there
 #   --config=FILE          configuration of the run, a tracked file of this project
 #   --workdir=gs://...     the run's folder
 #   --cache=DIR            compilation cache; default WORKDIR/../compiled
@@ -26,13 +27,14 @@
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-value_flags="name project zone accelerator_type runtime_version config workdir cache max_crashes worker lines poll"
+value_flags="name project zone accelerator_type runtime_version prepare config workdir cache max_crashes worker lines poll"
 switches="spot follow"
 name=""
 project=""
 zone=""
 accelerator_type=""
 runtime_version=""
+prepare=""
 spot=""
 config=""
 workdir=""
@@ -86,7 +88,7 @@ await_active() {
 setup() {
   pack "runs/$name.tar.gz" &&
     run gcloud compute tpus tpu-vm scp "runs/$name.tar.gz" "$name:" "--project=$project" "--zone=$zone" --worker=all &&
-    on_workers all "mkdir -p pc2seg_jax && tar -xzf $name.tar.gz -C pc2seg_jax && bash pc2seg_jax/launch/pod_worker.sh setup"
+    on_workers all "mkdir -p pc2seg_jax && tar -xzf $name.tar.gz -C pc2seg_jax && bash pc2seg_jax/launch/pod_worker.sh setup${prepare:+ && $prepare}"
 }
 
 start() {

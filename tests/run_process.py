@@ -2,7 +2,8 @@
 
 CHANGES is JSON: changes to the tiny configuration, and what the test wants to see or to happen:
   "record": FILE     append a line per step with the CRC-32 of every row of this process's part of the batch
-  "kill": {"process": I, "step": N, "signal": S}   sends the signal to this process, if it is I, before batch N is made
+  "kill": {"process": I, "step": N, "signal": S}   sends the signal to this process, if it is I, before batch N is made,
+                     once, if "once" names a file that may be made to remember it
 """
 
 import json
@@ -36,9 +37,17 @@ def main():
 
     make = training.training_batches
 
+    def done():
+        """Whether a former start has killed itself; the next one will know."""
+        mark = kill.get("once")
+        if mark is None or pathlib.Path(mark).exists():
+            return mark is not None
+        pathlib.Path(mark).touch()
+        return False
+
     def batches(config, dataset, start):
         for step, crops in enumerate(make(config, dataset, start), start=start + 1):
-            if kill and kill["step"] == step and kill["process"] == jax.process_index():
+            if kill and kill["step"] == step and kill["process"] == jax.process_index() and not done():
                 os.kill(os.getpid(), kill["signal"])
             if record:
                 with pathlib.Path(f"{record}.{jax.process_index()}").open("a") as file:

@@ -30,6 +30,7 @@ DRY_RUNS = {
         "--config.seed=1",
     ],
     "tpu_pod_create": ["tpu_pod.sh", "create", *TPU, "--accelerator_type=v5litepod-16"],
+    "tpu_pod_setup": ["tpu_pod.sh", "setup", *TPU, "--prepare=gcloud storage cp -r gs://b/datasets /tmp"],
     "tpu_pod_logs": ["tpu_pod.sh", "logs", *TPU, "--worker=1", "--follow"],
     "tpu_pod_status": ["tpu_pod.sh", "status", *TPU],
     "tpu_pod_stop": ["tpu_pod.sh", "stop", *TPU],
