@@ -10,6 +10,7 @@ import ml_collections
 
 from pc2seg_jax import optim
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.inference import make_probabilities
 from pc2seg_jax.models.backbones import BACKBONES
 from pc2seg_jax.models.functional import CONTRAST_LAYERS, Model, create_model
 from pc2seg_jax.objective import FEATURE_LOSSES, LABEL_LOSSES, OBJECTIVES, FeatureSettings
@@ -200,7 +201,7 @@ def build_functions(
         train_step(supervised),
         make_gradient_norms(bind(config), **parts),
         make_eval_step(
-            model,
+            make_probabilities(model),
             num_classes=num_classes,
             mean_pixel=mean_pixel(config),
             ignore_id=ignore_id,

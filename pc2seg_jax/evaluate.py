@@ -1,43 +1,68 @@
-"""Evaluates a checkpoint of a run; needs only the run's folder and its data.
+"""Evaluates a checkpoint of a run; needs only the run's folder and its data. Or compares runs, image by image.
 
 python -m pc2seg_jax.evaluate --workdir=runs/first [--step=N|best|latest] [--split=val]
+python -m pc2seg_jax.evaluate --workdir=runs/first --scales=0.5,0.75,1,1.25,1.5,1.75 --flip [--window=513]
+python -m pc2seg_jax.evaluate --compare=runs/supervised,runs/pc2seg [--network=teacher] [--output=FILE.json]
+
+One scale without flip is the paper's protocol. Where the run keeps a moving-average teacher, it is evaluated, too.
 """
+
+import json
 
 from absl import flags
 
 from pc2seg_jax import cli
-from pc2seg_jax.files import path_of
+from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import local_path, path_of, replace_text
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_COMPARE = flags.DEFINE_list("compare", None, "Folders of runs instead, separated by commas; the first is the base.")
 _STEP = flags.DEFINE_string("step", "latest", "Which checkpoint: a step, best or latest.")
-cli.define_process_flags()
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "labeled"], "Which images.")
+_SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the sides; probabilities are averaged.")
+_FLIP = flags.DEFINE_bool("flip", False, "Average with the mirrored image.")
+_WINDOW = flags.DEFINE_integer("window", 0, "Side of sliding windows, 16k + 1; 0: whole images.", lower_bound=0)
+_NETWORK = flags.DEFINE_enum("network", "student", ["student", "teacher"], "With --compare: whose numbers.")
+_OUTPUT = flags.DEFINE_string("output", None, "With --compare: a .json file for the numbers.")
+cli.define_process_flags()
+
+
+@flags.multi_flags_validator(["workdir", "compare"], "name one run, --workdir=DIR, or several, --compare=DIR,DIR")
+def _names_runs(values: dict) -> bool:
+    return bool(values["workdir"]) != bool(values["compare"])
+
+
+def _compare(folders: list[str], views) -> None:
+    from pc2seg_jax import comparison, evaluating, processes
+
+    output = local_path("--output", _OUTPUT.value) if _OUTPUT.value else None
+    if output and (output.suffix != ".json" or not output.parent.is_dir()):
+        raise UserError(f"--output={output} must be a file in an existing folder that ends in .json")
+    if len(set(folders)) < len(folders):
+        raise UserError(f"--compare={','.join(folders)} names a run twice")
+    network = {"student": "network"}.get(_NETWORK.value, _NETWORK.value)
+    found = [evaluating.stored_or_evaluated(path_of(x), _STEP.value, _SPLIT.value, views) for x in folders]
+    entries = [comparison.Entry(name, *read, network) for name, read in zip(folders, found, strict=True)]
+    rows = comparison.compare(entries)
+    if processes.is_lead():
+        print(comparison.table(rows))
+        if output:
+            replace_text(output, json.dumps(rows, indent=2) + "\n")
+            print(f"wrote {output}")
 
 
 def main(argv: list[str]) -> None:
     del argv
     cli.join_processes()
-    from pc2seg_jax import build, evaluation, processes, restoring, training, workdir
-    from pc2seg_jax.step import make_eval_step
+    from pc2seg_jax import evaluating, evaluation, inference, processes
 
-    folder = path_of(_WORKDIR.value)
-    run = restoring.restore(folder, _STEP.value)
-    dataset = processes.together(lambda: build.build_dataset(run.config))
-    workdir.claim(folder, run.config, training.describe_dataset(run.config, dataset))  # the same data as in training
-    eval_step = make_eval_step(
-        run.model,
-        num_classes=len(run.info.class_names),
-        mean_pixel=build.mean_pixel(run.config),
-        ignore_id=run.info.ignore_id,
-        shardings=run.shardings,
-    )
-    batches = training.evaluation_batches(run.config, dataset, run.info, _SPLIT.value, run.shardings)
-    networks = evaluation.networks_of(run.params, run.batch_stats, run.teacher)
-    confusions = evaluation.evaluate(eval_step, networks, batches, run.shardings)
-    result = evaluation.summarize(
-        confusions, run.info, step=run.step, split=_SPLIT.value, mean_without=run.config.eval.mean_without
-    )
-    path = processes.on_lead(lambda: evaluation.write(folder, result))
+    views = inference.parse_views(_SCALES.value, _FLIP.value, _WINDOW.value)
+    if _COMPARE.value:
+        _compare(_COMPARE.value, views)
+        return
+    if _OUTPUT.value:
+        raise UserError("--output is for --compare: the result of one run is stored in its own folder")
+    result, _, path = evaluating.evaluate_run(path_of(_WORKDIR.value), _STEP.value, _SPLIT.value, views)
     if processes.is_lead():
         print(evaluation.table(result))
         print(f"wrote {path}")

@@ -41,14 +41,19 @@ def absolute(path: AnyPath) -> AnyPath:
     return path.absolute() if is_local(path) else path
 
 
-def replace_text(path: AnyPath, text: str) -> None:
+def replace_bytes(path: AnyPath, content: bytes) -> None:
     """Writes a file, or replaces it, so that a process that is killed meanwhile leaves the old one or the new one."""
     if not is_local(path):  # an object of a bucket is there when it has arrived as a whole
-        path.write_text(text)
+        path.write_bytes(content)
         return
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_bytes(content)
     part.replace(path)
+
+
+def replace_text(path: AnyPath, text: str) -> None:
+    """`replace_bytes` of text in UTF-8."""
+    replace_bytes(path, text.encode())
 
 
 class GrowingText:

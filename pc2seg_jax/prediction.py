@@ -1,121 +1,197 @@
-"""Masks for a folder of images."""
+"""Masks for images of any size: batches of one padded size, and windows where an image is too large for that."""
 
+import collections
+import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
 from pc2seg_jax import build
+from pc2seg_jax.data.photos import Header, read_header, read_photo
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.inference import ONE_VIEW, InferenceViews, make_probabilities, window_starts
+from pc2seg_jax.parallel import shard_batch
 from pc2seg_jax.restoring import Run
-from pc2seg_jax.step import predict_probabilities
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+WINDOW = 1_025  # of images that are too large to be looked at as a whole
+WHOLE = 2_049 * 2_049  # pixels up to which they are not
 
 
-def find_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The images directly inside a folder, sorted by name.
+class Prediction(NamedTuple):
+    """image: RGB uint8 [h, w, 3] as the network saw it. strips: probabilities [rows, w, C] float32, from top to bottom.
 
-    Raises:
-      UserError: when the folder is missing, holds no image, or two images would write the same mask.
+    A large image has many strips, so that the probabilities of all its pixels need not be held at once.
     """
-    if not folder.is_dir():
-        raise UserError(f"--images={folder} is not a folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        raise UserError(f"--images={folder} holds no image: expected files that end in {', '.join(_SUFFIXES)}")
-    stems: dict[str, pathlib.Path] = {}
-    for path in paths:
-        if path.stem in stems:
-            raise UserError(f"{stems[path.stem]} and {path} would write the same mask: rename one of them")
-        stems[path.stem] = path
-    return paths
+
+    header: Header
+    image: np.ndarray
+    strips: Iterator[np.ndarray]
 
 
-def _padded_size(size: tuple[int, int], at_least: tuple[int, int]) -> tuple[int, int]:
-    """The evaluation size where the image fits into it, else the next multiples of 64, plus 1: few compilations."""
+def padded_size(size: tuple[int, int], at_least: tuple[int, int]) -> tuple[int, int]:
+    """The size of the canvas of an image, whose sides are of the form 16k + 1.
+
+    The evaluation size where the image fits into it, else sides rounded up to one of eight lengths per octave: few
+    different sizes, each of which is compiled, for at most an eighth more per side.
+    """
     if size[0] <= at_least[0] and size[1] <= at_least[1]:
         return at_least
-    return tuple(-(-(side - 1) // 64) * 64 + 1 for side in size)
+    sides = []
+    for side in size:
+        cells = max(1, -(-(side - 1) // 16))
+        step = max(1, 2 ** (cells.bit_length() - 4))
+        sides.append(16 * step * -(-cells // step) + 1)
+    return tuple(sides)
 
 
-def read_image(path: pathlib.Path, max_side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(RGB uint8 [h, w, 3] with its longer side at most `max_side` unless that is 0, original (height, width)).
+class Predictor:
+    """The compiled network of a run for images of any size.
 
-    Raises:
-      UserError: when the file is not an image that Pillow can decode.
+    Args:
+      views: what probabilities are averaged over. Images of more pixels than `WHOLE` are looked at by windows of 1,025
+        pixels anyway; a window in `views` makes all do so that are larger than it.
     """
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be decoded ({error}): replace the file or remove it from the folder") from error
-    original = image.height, image.width
-    if max_side and max(original) > max_side:
-        factor = max_side / max(original)
-        size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image), original
+
+    def __init__(self, run: Run, views: InferenceViews = ONE_VIEW):
+        self._run, self._window = run, views.window
+        self._mean = np.float32(build.mean_pixel(run.config))
+        placed = run.shardings
+        self._forward = jax.jit(
+            make_probabilities(run.model, views._replace(window=0)),
+            in_shardings=(placed.replicated, placed.replicated, placed.data),
+            out_shardings=placed.data,
+        )
+
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The padded size of what the network is shown of an image at a time: all of it, or a window."""
+        whole, window = padded_size(size, self._run.info.eval_size), self._window
+        if not window and math.prod(whole) > max(WHOLE, math.prod(self._run.info.eval_size)):
+            window = WINDOW
+        return tuple(min(window, side) for side in whole) if window and max(size) > window else whole
+
+    def needs_windows(self, size: tuple[int, int]) -> bool:
+        return any(side > shown for side, shown in zip(size, self.canvas(size), strict=True))
+
+    def batch(self, images: list[np.ndarray], canvas: tuple[int, int], rows: int) -> list[np.ndarray]:
+        """Probabilities [h, w, C] of at most `rows` images that fit into the canvas; what is missing is filled up."""
+        devices = self._run.shardings.mesh.size
+        batch = np.broadcast_to(self._mean, (-(-rows // devices) * devices, *canvas, 3)).copy()
+        for row, image in zip(batch, images, strict=False):
+            row[: image.shape[0], : image.shape[1]] = image
+        placed = shard_batch(batch, self._run.shardings.data)
+        found = np.asarray(self._forward(self._run.params, self._run.batch_stats, placed))
+        return [p[: image.shape[0], : image.shape[1]] for p, image in zip(found, images, strict=False)]
+
+    def strips(self, image: np.ndarray) -> Iterator[np.ndarray]:
+        """Probabilities by windows, [rows, w, C] from top to bottom, in all [h, w, C].
+
+        The same as `inference.make_probabilities` with a window: the mean of those that hold a pixel.
+        """
+        (height, width), canvas = image.shape[:2], self.canvas(image.shape[:2])
+        at_once = self._run.shardings.mesh.size
+        tops, lefts = (window_starts(side, shown) for side, shown in zip((height, width), canvas, strict=True))
+        total, count = None, np.zeros((canvas[0], width, 1), np.float32)
+        for top, following in zip(tops, [*tops[1:], height], strict=True):
+            for start in range(0, len(lefts), at_once):
+                some = lefts[start : start + at_once]
+                parts = [image[top : top + canvas[0], left : left + canvas[1]] for left in some]
+                for left, found in zip(some, self.batch(parts, canvas, at_once), strict=True):
+                    if total is None:
+                        total = np.zeros((canvas[0], width, found.shape[-1]), np.float32)
+                    total[: found.shape[0], left : left + canvas[1]] += found
+                    count[: found.shape[0], left : left + canvas[1]] += 1
+            done = following - top  # no later window reaches these rows
+            yield total[:done] / count[:done]
+            for rows in (total, count):
+                rows[: canvas[0] - done] = rows[done:].copy()
+                rows[canvas[0] - done :] = 0
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Probabilities [h, w, C] float32 of an RGB uint8 image [h, w, 3]."""
+        if self.needs_windows(image.shape[:2]):
+            return np.concatenate(list(self.strips(image)))
+        return self.batch([image], self.canvas(image.shape[:2]), 1)[0]
 
 
 def make_predictor(run: Run) -> Callable[[np.ndarray], np.ndarray]:
     """`predict(image uint8 [h, w, 3]) -> probabilities [h, w, C] float32`, compiled once per padded size."""
-
-    @jax.jit
-    def forward(params, batch_stats, image):
-        return predict_probabilities(run.model, params, batch_stats, image)[0]
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        rows, columns = _padded_size((height, width), run.info.eval_size)
-        canvas = np.broadcast_to(np.float32(build.mean_pixel(run.config)), (1, rows, columns, 3)).copy()
-        canvas[0, :height, :width] = image
-        return np.asarray(forward(run.params, run.batch_stats, canvas))[:height, :width]
-
-    return predict
+    return Predictor(run)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The image with its mask in half-transparent class colours, uint8 [h, w, 3]; class 0 stays clear."""
-    colored = np.where(mask[..., None] == 0, image, palette[mask] // 2 + image // 2)
-    return colored.astype(np.uint8)
+def plan_batches(sizes: list[tuple[int, int]], predictor: Predictor, batch_size: int) -> list[tuple[list[int], int]]:
+    """(indices, rows) of every batch: images of one canvas together, those that need windows alone.
 
-
-def predict_folder(
-    run: Run, images: pathlib.Path, output: pathlib.Path, *, overwrite: bool = False
-) -> Iterator[pathlib.Path]:
-    """Writes `masks/<stem>.png` (palette PNG of class ids) and `overlays/<stem>.jpg` for every image.
-
-    Images larger than the run's `data.max_side` are predicted at that size; masks always have the image's own size.
-
-    Yields:
-      The path of every mask when it is written.
-
-    Raises:
-      UserError: on an unusable input folder, or (without `overwrite`) when a mask exists already.
+    rows: of the compiled batch: `batch_size`, or for the last one of a canvas the next power of two, so that a canvas
+    is compiled at most twice.
     """
-    paths = find_images(images)
-    masks, overlays = output / "masks", output / "overlays"
-    for folder in (output, masks, overlays):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is not a folder: name another --output")
+    canvases: dict[tuple[int, int], list[int]] = {}
+    batches = []
+    for index, size in enumerate(sizes):
+        if predictor.needs_windows(size):
+            batches.append(([index], 1))
+        else:
+            canvases.setdefault(predictor.canvas(size), []).append(index)
+    for members in canvases.values():
+        for start in range(0, len(members), batch_size):
+            part = members[start : start + batch_size]
+            batches.append((part, min(batch_size, 1 << (len(part) - 1).bit_length())))
+    return batches
+
+
+def read_headers(paths: Iterable[pathlib.Path], max_side: int) -> tuple[list[Header], dict[pathlib.Path, str]]:
+    """The headers of the images, and why those of others cannot be read."""
+    headers, problems = [], {}
     for path in paths:
-        if not overwrite and (masks / f"{path.stem}.png").exists():
-            raise UserError(
-                f"{masks / path.stem}.png exists already: name another --output, or replace it with --overwrite"
-            )
-    masks.mkdir(parents=True, exist_ok=True)
-    overlays.mkdir(exist_ok=True)
-    palette = np.asarray(run.info.palette, np.uint8)
-    predict = make_predictor(run)
-    for path in paths:
-        image, (height, width) = read_image(path, run.config.data.max_side)
-        ids = Image.fromarray(predict(image).argmax(-1).astype(np.uint8))
-        ids = ids.resize((width, height), Image.Resampling.NEAREST)
-        full, _ = read_image(path, 0)
-        Image.fromarray(overlay(full, np.asarray(ids), palette)).save(overlays / f"{path.stem}.jpg", quality=92)
-        ids.putpalette(palette.tobytes())
-        ids.save(masks / f"{path.stem}.png")
-        yield masks / f"{path.stem}.png"
+        try:
+            headers.append(read_header(path, max_side))
+        except UserError as error:
+            problems[path] = str(error)
+    return headers, problems
+
+
+def predict_all(
+    headers: list[Header], predictor: Predictor, *, batch_size: int, problems: dict[pathlib.Path, str]
+) -> Iterator[Prediction]:
+    """Predictions of all images, those of one canvas together; the next batch is read while one is computed.
+
+    Args:
+      problems: is told why an image that cannot be decoded is left out.
+    """
+
+    def read(index: int) -> np.ndarray | None:
+        try:
+            return read_photo(headers[index])
+        except UserError as error:
+            problems[headers[index].path] = str(error)
+            return None
+
+    batches = plan_batches([header.read_size for header in headers], predictor, batch_size)
+    with ThreadPoolExecutor() as pool:
+        reading = collections.deque()
+        for members, rows in batches:
+            reading.append((members, rows, [pool.submit(read, index) for index in members]))
+            if len(reading) > 1:
+                yield from _predicted(headers, predictor, *reading.popleft())
+        while reading:
+            yield from _predicted(headers, predictor, *reading.popleft())
+
+
+def _predicted(
+    headers: list[Header], predictor: Predictor, members: list[int], rows: int, futures: list[Future]
+) -> Iterator[Prediction]:
+    images = [(headers[i], future.result()) for i, future in zip(members, futures, strict=True)]
+    images = [(header, image) for header, image in images if image is not None]
+    if not images:
+        return
+    size = images[0][1].shape[:2]
+    if predictor.needs_windows(size):
+        [(header, image)] = images
+        yield Prediction(header, image, predictor.strips(image))
+        return
+    found = predictor.batch([image for _, image in images], predictor.canvas(size), rows)
+    for (header, image), probabilities in zip(images, found, strict=True):
+        yield Prediction(header, image, iter([probabilities]))

@@ -8,6 +8,7 @@ import ml_collections
 from pc2seg_jax import build
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.files import AnyPath
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.parallel import Shardings, make_shardings
@@ -25,6 +26,29 @@ class Run(NamedTuple):
     batch_stats: Tree
     teacher: Tree
     shardings: Shardings
+
+    def with_network(self, which: str) -> "Run":
+        """The run with the "student", its own network, or the "teacher" in place of it.
+
+        Raises:
+          UserError: when the run keeps no teacher.
+        """
+        if which == "student":
+            return self
+        if not self.teacher:
+            raise UserError("--network=teacher: this run has none, it was trained with config.teacher_momentum=0")
+        return self._replace(**self.teacher)
+
+
+def find_step(workdir: AnyPath, which: str) -> int:
+    """The step of the checkpoint `which` ("latest", "best" or a step).
+
+    Raises:
+      UserError: as `restore`.
+    """
+    workdir_lib.load(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.find(which)
 
 
 def restore(workdir: AnyPath, which: str, shardings: Shardings | None = None) -> Run:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import optax
 
 from pc2seg_jax.models.functional import Model
 from pc2seg_jax.objective import Result
-from pc2seg_jax.ops.metrics import confusion_matrix
+from pc2seg_jax.ops.boundary import boundary_counts
+from pc2seg_jax.ops.calibration import CalibrationCounts, calibration_counts
+from pc2seg_jax.ops.metrics import confusion_matrices
 from pc2seg_jax.ops.views import labeled_views, make_views
 from pc2seg_jax.parallel import Shardings
-from pc2seg_jax.resize import resize_bilinear
 from pc2seg_jax.types import Array, Batch, Crops, LabeledCrops, TrainState, Tree
 
 
@@ -200,21 +202,42 @@ def make_train_step(
     )
 
 
-def predict_probabilities(model: Model, params: Tree, batch_stats: Tree, images: Array) -> Array:
-    """Class probabilities at image resolution, [B, H, W, C] float32, with running batch-norm statistics."""
-    outputs, _ = model.apply(params, batch_stats, images, train=False)
-    return jax.nn.softmax(resize_bilinear(outputs.logits, images.shape[1:3]))
+class EvaluationCounts(NamedTuple):
+    """What one image after the other adds to an evaluation.
+
+    confusion: [B, C, C] int32, rows are the truth. boundary: [B, 3, C] int32, see `ops.boundary`. calibration: [B, K].
+    """
+
+    confusion: Array
+    boundary: Array
+    calibration: CalibrationCounts
 
 
 def make_eval_step(
-    model: Model, *, num_classes: int, mean_pixel: tuple[float, float, float], ignore_id: int, shardings: Shardings
+    probabilities: Callable,
+    *,
+    num_classes: int,
+    mean_pixel: tuple[float, float, float],
+    ignore_id: int,
+    shardings: Shardings,
 ) -> Callable:
-    """`eval_step(params, batch_stats, crops) -> [C, C]` confusion matrix of the batch (rows: truth), jitted."""
+    """`eval_step(params, batch_stats, crops) -> EvaluationCounts` of every image of the batch, jitted.
 
-    def eval_step(params: Tree, batch_stats: Tree, crops: LabeledCrops) -> Array:
+    Args:
+      probabilities: `(params, batch_stats, images) -> [B, H, W, C]`, see `inference.make_probabilities`.
+    """
+
+    def eval_step(params: Tree, batch_stats: Tree, crops: LabeledCrops) -> EvaluationCounts:
         batch = labeled_views(crops, mean_pixel=mean_pixel, ignore_id=ignore_id)
-        probabilities = predict_probabilities(model, params, batch_stats, batch.image)
-        return confusion_matrix(batch.label, probabilities.argmax(-1), num_classes=num_classes, ignore_id=ignore_id)
+        probs = probabilities(params, batch_stats, batch.image)
+        predictions = probs.argmax(-1).astype(jnp.int32)
+        sizes = crops.window[:, 2:] - crops.window[:, :2]
+        of_classes = {"num_classes": num_classes, "ignore_id": ignore_id}
+        return EvaluationCounts(
+            confusion_matrices(batch.label, predictions, **of_classes),
+            boundary_counts(batch.label, predictions, sizes, **of_classes),
+            calibration_counts(batch.label, probs, ignore_id=ignore_id),
+        )
 
     replicated = shardings.replicated
     return jax.jit(eval_step, in_shardings=(replicated, replicated, shardings.data), out_shardings=replicated)

@@ -194,26 +194,29 @@ class Run(NamedTuple):
     log: RunLog
     watch: processes.Watch
 
-    def evaluate(self, state: TrainState) -> dict:
-        """The result of a state, and of its teacher, on val."""
+    def evaluate(self, state: TrainState) -> tuple[dict, dict[str, evaluation.Measured]]:
+        """The result of a state, and of its teacher, on val; what it was made from."""
         with self.log.apart("evaluation"):
             batches = evaluation_batches(self.config, self.dataset, self.info, "val", self.shardings)
-            confusions = evaluation.evaluate(
+            measured = evaluation.evaluate(
                 self.functions.eval_step,
                 evaluation.networks_of(state.params, state.batch_stats, state.teacher),
                 self.watch.watched(batches),
                 self.shardings,
+                count=len(self.dataset.val.ids),
             )
-        without = self.config.eval.mean_without
-        return evaluation.summarize(confusions, self.info, step=int(state.step), split="val", mean_without=without)
+            without = self.config.eval.mean_without
+            return evaluation.summarize(
+                measured, self.info, step=int(state.step), split="val", mean_without=without
+            ), measured
 
     def save(self, state: TrainState, miou: float | None = None) -> None:
         with self.log.apart("checkpoint"):
             self.checkpoints.save(state, miou)
 
     def evaluate_and_save(self, state: TrainState) -> dict:
-        result = self.evaluate(state)
-        processes.on_lead(functools.partial(evaluation.write, self.workdir, result))
+        result, measured = self.evaluate(state)
+        processes.on_lead(functools.partial(evaluation.write, self.workdir, result, measured, self.dataset.val.ids))
         self.log.evaluation(int(state.step), result["miou"], scores(result))
         self.save(state, result["miou"])
         return result
@@ -261,4 +264,4 @@ def take_steps(run: Run, state: TrainState, start: int, stop: Callable[[int], bo
                 "command continues"
             )
         run.watch.beat()
-    return result or run.evaluate(state)
+    return result or run.evaluate(state)[0]

@@ -91,10 +91,16 @@ def test_an_evaluation_says_what_was_measured_and_how(tiny_run):
     split = workdir.describe_split("shapes/seed 0", [f"val_{i:05d}" for i in range(5)])
     assert stored["split"] == {"role": "val", **split._asdict()}
     assert sorted(path.name for path in (tiny_run.workdir / "evaluation").iterdir()) == [
-        "2_val.json",
-        "4_val.json",
-        "6_val.json",
+        f"{step}_val.{ending}" for step in (2, 4, 6) for ending in ("json", "npz")
     ]
+    with np.load(tiny_run.workdir / "evaluation" / "6_val.npz") as images:
+        assert images["ids"].tolist() == [f"val_{i:05d}" for i in range(5)]
+        assert images["network"].sum(0).tolist() == stored["confusion"]
+        assert images["teacher"].sum(0).tolist() == stored["teacher"]["confusion"]
+        assert images["network"].shape == (5, 7, 7)
+    low, high = stored["miou_interval"]
+    assert low < stored["miou"] < high
+    assert 0 <= stored["boundary_miou"] <= stored["miou"]
 
 
 def test_the_latest_and_the_best_checkpoint_are_kept(tiny_run):
@@ -136,6 +142,17 @@ def test_a_finished_run_started_again_only_evaluates(interrupted, tiny_config, t
     assert (training_lines(folder), kept(folder)) == before
 
 
+def assert_same(ours, theirs):
+    """Equal but for the mean confidences, which are sums of floats."""
+    for result in (ours, theirs):
+        for bins in (result["calibration"], result.get("teacher", result)["calibration"]):
+            assert len(bins["bins"]) == 15
+    flat, other = (jax.tree_util.tree_leaves_with_path(x, is_leaf=lambda x: x is None) for x in (ours, theirs))
+    for (path, a), (other_path, b) in zip(flat, other, strict=True):
+        assert path == other_path
+        assert a == (pytest.approx(b, rel=1e-5) if "'calibration'" in str(path) and b is not None else b), path
+
+
 @pytest.mark.parametrize("batch_size", [4, 5, 1])
 def test_a_checkpoint_evaluates_as_in_training_in_batches_of_any_size(tiny_run, make_parts, batch_size):
     """5 validation images: batches of 4 leave a batch of one image and three fillers."""
@@ -146,10 +163,13 @@ def test_a_checkpoint_evaluates_as_in_training_in_batches_of_any_size(tiny_run, 
     dataset = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5)
     batches = training.evaluation_batches(config, dataset, restored.info, "val", parts.shardings)
     networks = evaluation.networks_of(restored.params, restored.batch_stats, restored.teacher)
-    confusions = evaluation.evaluate(parts.eval_step, networks, batches, parts.shardings)
-    assert set(confusions) == {"network", "teacher"}
-    assert all(confusion.sum() == 5 * 97 * 97 for confusion in confusions.values())
-    assert evaluation.summarize(confusions, restored.info, step=restored.step, split="val") == tiny_run.result
+    measured = evaluation.evaluate(parts.eval_step, networks, batches, parts.shardings, count=5)
+    assert set(measured) == {"network", "teacher"}
+    for found in measured.values():
+        np.testing.assert_array_equal(found.confusions.sum((1, 2)), [97 * 97] * 5)
+        assert found.calibration.pixels.sum() == 5 * 97 * 97
+    result = evaluation.summarize(measured, restored.info, step=restored.step, split="val")
+    assert_same(result, tiny_run.result)
 
 
 def test_another_configuration_is_refused_by_the_names_of_its_keys(tiny_run, tiny_config, train):

@@ -11,24 +11,24 @@ import numpy as np
 _PIXELS_AT_ONCE = 8192
 
 
-def confusion_matrix(labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_id: int) -> jax.Array:
-    """Counts of (true class, predicted class) over all pixels that have a label.
+def confusion_matrices(labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_id: int) -> jax.Array:
+    """Counts of (true class, predicted class) over the pixels of every image that have a label.
 
-    One-hot matrix products per image, summed over images at the very end: under a sharded batch that is one all-reduce.
+    One-hot matrix products, a few thousand pixels at a time.
 
     Args:
-      labels: [B, ...] or [P] integers, 0..C-1; `ignore_id` and anything else out of range is not counted.
-      predictions: same shape, integers in 0..C-1.
+      labels: [B, H, W] integers, 0..C-1; `ignore_id` and anything else out of range is not counted.
+      predictions: [B, H, W] integers in 0..C-1.
       num_classes: C.
       ignore_id: label of the pixels that are not counted.
 
     Returns:
-      [C, C] int32, rows = truth, columns = prediction; exact below 2^31 pixels.
+      [B, C, C] int32, rows = truth, columns = prediction; exact below 2^31 pixels.
     """
-    images = labels.shape[0] if labels.ndim > 1 else 1
+    images = labels.shape[0]
     classes = jnp.arange(num_classes, dtype=jnp.int32)
 
-    def chunks(x):  # [B, ...] -> [chunks, B, pixels], filled up with -1, which is no class
+    def chunks(x):  # [B, H, W] -> [chunks, B, pixels], filled up with -1, which is no class
         x = x.astype(jnp.int32).reshape(images, -1)
         pixels = min(_PIXELS_AT_ONCE, x.shape[1])
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % pixels)), constant_values=-1)
@@ -41,7 +41,7 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, *, num_classes: 
     labels = jnp.where(labels == ignore_id, -1, labels.astype(jnp.int32))
     start = jnp.zeros((images, num_classes, num_classes), jnp.int32)
     counts, _ = jax.lax.scan(add, start, (chunks(labels), chunks(predictions)))
-    return jnp.sum(counts, axis=0)
+    return counts
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
