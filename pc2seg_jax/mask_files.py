@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from pc2seg_jax.data.photos import decode_photo, find_photos, most_probable
+from pc2seg_jax.data.photos import as_rgb, find_photos, most_probable
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.inference import ONE_VIEW, InferenceViews
 from pc2seg_jax.prediction import Prediction, Predictor, predict_all, read_headers
@@ -114,7 +114,7 @@ def _write(
     header = prediction.header
     palette = np.asarray(run.info.palette, np.uint8)
     stem = header.path.stem
-    image = prediction.image if header.read_size == header.size else decode_photo(header.path)
+    image = prediction.image if header.read_size == header.size else as_rgb(header.path)
     Image.fromarray(overlay(image, ids, palette)).save(output / "overlays" / f"{stem}.jpg", quality=92)
     grey = np.round(255 * np.clip(confidence, 0, 1)).astype(np.uint8)
     Image.fromarray(grey).save(output / "confidence" / f"{stem}.png")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pc2seg_jax import build
-from pc2seg_jax.data.photos import Header, read_header, read_photo
+from pc2seg_jax.data.photos import Header, as_rgb, read_header, shrink
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.inference import ONE_VIEW, InferenceViews, make_probabilities, window_starts
 from pc2seg_jax.parallel import shard_batch
@@ -35,16 +35,14 @@ class Prediction(NamedTuple):
 def padded_size(size: tuple[int, int], at_least: tuple[int, int]) -> tuple[int, int]:
     """The size of the canvas of an image, whose sides are of the form 16k + 1.
 
-    The evaluation size where the image fits into it, else sides rounded up to one of eight lengths per octave: few
-    different sizes, each of which is compiled, for at most an eighth more per side.
+    At least those of the evaluation size, beyond it rounded up to one of four lengths per octave: few different sizes,
+    each of which is compiled. The size of an image alone decides, so that its company does not change its mask.
     """
-    if size[0] <= at_least[0] and size[1] <= at_least[1]:
-        return at_least
     sides = []
-    for side in size:
-        cells = max(1, -(-(side - 1) // 16))
-        step = max(1, 2 ** (cells.bit_length() - 4))
-        sides.append(16 * step * -(-cells // step) + 1)
+    for side, least in zip(size, at_least, strict=True):
+        cells = -(-(side - 1) // 16)
+        step = max(1, 2 ** (cells.bit_length() - 3))
+        sides.append(max(least, 16 * step * -(-cells // step) + 1))
     return tuple(sides)
 
 
@@ -164,7 +162,7 @@ def predict_all(
 
     def read(index: int) -> np.ndarray | None:
         try:
-            return read_photo(headers[index])
+            return shrink(as_rgb(headers[index].path), headers[index].read_size)
         except UserError as error:
             problems[headers[index].path] = str(error)
             return None

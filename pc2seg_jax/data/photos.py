@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pc2seg_jax.data.resampling import resize_image, round_to_bytes
 from pc2seg_jax.data.sources import DECODE_ERRORS, shrunk_sizes
@@ -57,9 +57,16 @@ def find_photos(patterns: Sequence[str]) -> list[Path]:
     return paths
 
 
+def read_size_of(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """(height, width) in which an image is read whose longer side is to be at most `max_side` (0: any)."""
+    return tuple(shrunk_sizes(np.array([size]), max_side)[0].tolist())
+
+
 def read_header(path: Path, max_side: int) -> Header:
-    """Raises:
-    UserError: when the file is not an image.
+    """Opens an image without decoding its pixels.
+
+    Raises:
+      UserError: when the file is not an image.
     """
     try:
         with Image.open(path) as image:
@@ -67,46 +74,45 @@ def read_header(path: Path, max_side: int) -> Header:
             size = image.size if turned else image.size[::-1]
     except DECODE_ERRORS as error:
         raise _unreadable(path, error) from error
-    (read_size,) = shrunk_sizes(np.array([size]), max_side).tolist()
-    return Header(path, tuple(size), tuple(read_size))
+    return Header(path, tuple(size), read_size_of(size, max_side))
 
 
-def read_photo(header: Header) -> np.ndarray:
-    """RGB uint8 [h, w, 3] of `header.read_size`, turned as EXIF says.
+def as_rgb(image: Path | Image.Image) -> np.ndarray:
+    """RGB uint8 [h, w, 3] of a file or an opened image, decoded to its end and turned as EXIF says.
 
     Grey becomes RGB, 16 bits become 8, CMYK is converted, transparent pixels are laid on black.
 
     Raises:
-      UserError: when the file cannot be decoded to its end.
+      UserError: when a file cannot be decoded.
     """
-    pixels = decode_photo(header.path)
-    if pixels.shape[:2] == header.read_size:
-        return pixels
-    return round_to_bytes(resize_image(pixels, header.read_size))
-
-
-def decode_photo(path: Path) -> np.ndarray:
-    """`read_photo` in the image's own size."""
+    if isinstance(image, Image.Image):
+        return np.asarray(_convert(ImageOps.exif_transpose(image)))
     try:
-        with Image.open(path) as image:
-            return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
+        with Image.open(image) as opened:
+            return as_rgb(opened)
     except DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(image, error) from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w, 3] in a smaller size, anti-aliased, as in training; unchanged in its own."""
+    return pixels if pixels.shape[:2] == size else round_to_bytes(resize_image(pixels, size))
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16-bit grey, which Pillow's own conversion cuts off at 255
         values = np.asarray(image).astype(np.float64)
         values = values / 257 if image.mode.startswith("I") else 255 * values
         image = Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(below, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, UnidentifiedImageError):
+        return UserError(f"{path} is not an image of a kind that can be read")
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{path} cannot be decoded ({reason})")
 
