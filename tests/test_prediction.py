@@ -172,6 +172,23 @@ def test_huge_images_are_looked_at_by_windows(run):
     assert prediction.Predictor(run, InferenceViews(window=113)).canvas((20, 400)) == (97, 113)
 
 
+def test_a_photo_of_24_megapixels_is_put_together_from_windows(run, tmp_path, monkeypatch):
+    pixels = np.zeros((4000, 6000, 3), np.uint8)
+    pixels[1500:2300, 2000:4100] = 255
+    Image.fromarray(pixels).save(tmp_path / "huge.png", compress_level=1)
+    shown = []
+
+    def batch(self, images, canvas, rows):
+        shown.append(canvas)
+        return [np.stack([image[..., 0] == 0, image[..., 0] > 0], -1).astype(np.float32) for image in images]
+
+    monkeypatch.setattr(prediction.Predictor, "batch", batch)
+    predict(run, [tmp_path / "huge.png"], tmp_path / "output")
+    assert set(shown) == {(1025, 1025)}
+    assert len(shown) == 6 * 9
+    np.testing.assert_array_equal(read(tmp_path / "output" / "masks" / "huge.png")[1], pixels[..., 0] > 0)
+
+
 def test_an_extremely_narrow_image_keeps_a_pixel(tmp_path):
     Image.new("RGB", (1000, 1)).save(tmp_path / "line.png")
     header = photos.read_header(tmp_path / "line.png", 100)
