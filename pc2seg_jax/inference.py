@@ -32,7 +32,7 @@ def infer(model: Model, params: Tree, batch_stats: Tree, images: Array, *, mean_
     Returns:
       [B, h, w, C] float32.
     """
-    batch, height, width, channels = images.shape
+    batch, height, width = images.shape[:3]
     rows, columns = padded_side(height), padded_side(width)
     padding = ((0, 0, 0), (0, rows - height, 0), (0, columns - width, 0), (0, 0, 0))
     padded = jax.lax.pad(images.astype(jnp.float32), np.float32(0), padding)
