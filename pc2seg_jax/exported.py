@@ -24,7 +24,6 @@ KIND = "pc2seg_jax export"  # of model.json, with the version of its layout
 LAYOUT = 1
 DESCRIPTION, STABLEHLO, WEIGHTS, ONNX = "model.json", "model.stablehlo", "weights.npz", "model.onnx"
 SAVED_MODEL, EXAMPLE = "saved_model", "run_stablehlo.py"
-ENTRIES = (DESCRIPTION, STABLEHLO, WEIGHTS, ONNX, SAVED_MODEL, EXAMPLE)
 
 
 class Exported(NamedTuple):

@@ -89,18 +89,27 @@ def check_output(output: pathlib.Path, *, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise UserError(f"--output={output} is not a folder: name another one")
-    names = {path.name for path in output.iterdir()}
-    if not names:
+    present = _files(output)
+    if not present:
         return
     if not overwrite:
         raise UserError(
             f"--output={output} exists and is not empty: name a new or an empty folder, or replace an earlier export "
             "with --overwrite"
         )
-    foreign = sorted(names - set(exported.ENTRIES))
-    if foreign or exported.DESCRIPTION not in names:
-        what = f"holds {foreign[0]}, which is not a part of an export" if foreign else "is not an earlier export"
-        raise UserError(f"--output={output} {what} and stays as it is: name a new or an empty folder")
+    if exported.DESCRIPTION not in present:
+        raise UserError(f"--output={output} is not an earlier export and stays as it is: name a new or an empty folder")
+    known = exported.read_description(output)["files"]
+    for name, path in present.items():
+        changed = name in known and exported.sha256(path) != known[name]
+        if changed or name not in (*known, exported.DESCRIPTION):
+            what = "was changed since it was exported" if changed else "is not a part of an export"
+            raise UserError(f"{path} {what} and is not replaced: move it, or name another --output")
+
+
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Every file of a folder by its path inside."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
 
 
 def take_network(run: Run, which: str) -> Network:
@@ -273,7 +282,7 @@ def export_run(
     # The programs are float32 on every platform: without this, matrix units of GPUs and TPUs would round their inputs.
     with _written_whole(output) as folder, jax.default_matmul_precision("highest"):
         path = folder / exported.DESCRIPTION
-        path.write_text(json.dumps(description) + "\n")
+        _write_description(path, description)
         if "stablehlo" in formats:
             write_stablehlo(network, folder, weights)
         if "onnx" in formats:
@@ -283,14 +292,16 @@ def export_run(
 
             target = folder / exported.SAVED_MODEL
             write_saved_model(network.infer, network.weights, target, platforms=PLATFORMS, description=path)
-        description["files"] = {
-            file.name: exported.sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file != path
-        }
-        path.write_text(json.dumps(description) + "\n")
+        description["files"] = {name: exported.sha256(file) for name, file in _files(folder).items() if file != path}
+        _write_description(path, description)  # `compare` opens the folder as anybody does
         differences = compare(network, folder, formats)
-        description |= {"largest_difference": differences, "tolerance": TOLERANCE}
-        path.write_text(json.dumps(description, indent=1) + "\n")
+        _write_description(path, description | {"largest_difference": differences, "tolerance": TOLERANCE})
     return differences
+
+
+def _write_description(path: pathlib.Path, description: dict) -> None:
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 @contextlib.contextmanager

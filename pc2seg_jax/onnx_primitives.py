@@ -108,7 +108,8 @@ def _convert_equation(graph: Graph, equation: Any, inputs: list, *, fold: bool) 
         return _convert(graph, branch.jaxpr, branch.consts, inputs[1:])
     aval = equation.outvars[0].aval
     shapes = [atom.aval.shape for atom in equation.invars]
-    if inputs and all(isinstance(x, np.ndarray) for x in inputs) and _is_static(*shapes, aval.shape):
+    known = all(isinstance(x, np.ndarray) for x in inputs) and name != "dim_as_value"
+    if known and _is_static(*shapes, aval.shape):
         whole = [np.broadcast_to(x, shape) for x, shape in zip(inputs, shapes, strict=True)]
         return [np.asarray(equation.primitive.bind(*whole, **parameters))]
     if fold and name in FOLDED and graph.is_open(inputs[0]) and _per_channel(inputs[1], inputs[0]):
@@ -261,8 +262,9 @@ def _slice(
 def _dot(graph: Graph, inputs: list, aval: Any, *, dimension_numbers: tuple, **_: Any) -> Value:
     """The product of a matrix with one axis of a tensor, stored so that the tensor is not transposed if possible."""
     contracted, batch = dimension_numbers
-    matrix = 0 if len(inputs[0].dims) == 2 else 1
-    m, x = inputs[matrix], inputs[1 - matrix]
+    values = [graph.full(x, x.shape) if isinstance(x, np.ndarray) else x for x in inputs]
+    matrix = 0 if len(values[0].dims) == 2 else 1
+    m, x = values[matrix], values[1 - matrix]
     if any(batch) or len(m.dims) != 2 or len(contracted[0]) != 1:
         raise NotImplementedError("a product that is not one of a matrix with one axis")
     (of_m,), (of_x,) = contracted[matrix], contracted[1 - matrix]

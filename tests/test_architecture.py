@@ -11,6 +11,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "pretrain",
     "report",
     "export_shapes",
@@ -28,18 +29,18 @@ COMMANDS = (
 LAYERS = (
     ("__init__", "errors", "types", "resize", "chips", "flops"),
     ("files",),
-    ("config", "parallel", "processes", "profiling", "downloads", "storage_noise"),
+    ("config", "parallel", "processes", "profiling", "downloads", "storage_noise", "exported"),
     ("ops", "models", "data", "recipes"),
-    ("objective", "optim", "checkpoints", "writers", "workdir", "weights"),
-    ("step",),
-    ("build",),
+    ("objective", "optim", "checkpoints", "writers", "workdir", "weights", "saved_model", "onnx_graph"),
+    ("step", "onnx_primitives"),
+    ("build", "inference"),
     ("evaluation", "restoring", "failures", "compile_report"),
     ("initialization",),
-    ("prediction", "training"),
+    ("prediction", "training", "exporting"),
     ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweep_cells"),
     ("report_page", "loss_pictures", "sweeping"),
     ("sweep_report",),
-    COMMANDS,
+    (*COMMANDS, "run_stablehlo"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 LEAVES = {"__init__", "errors", "types", "resize", "files", "downloads"}
@@ -47,6 +48,8 @@ LEAVES = {"__init__", "errors", "types", "resize", "files", "downloads"}
 # The only places that import a library; what is not listed is free.
 HOMES = {
     "tensorflow": {"data"},
+    "onnx": {"onnx_graph", "onnx_primitives", "exporting"},
+    "onnxruntime": {"exporting"},
     "safetensors": {"weights"},
     "pooch": {"downloads"},
     "tensorflow_datasets": {"data"},
