@@ -1,6 +1,9 @@
 """Corner-aligned resizing, the only resizing that happens inside the network and its losses."""
 
+from typing import Any
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +25,22 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     return np.maximum(0.0, 1.0 - distance).astype(np.float32)
 
 
+def symbolic_interpolation_matrix(size_in: Any, size_out: Any) -> jax.Array:
+    """`interpolation_matrix` of sizes that are known when the program runs (`jax.export.symbolic_shape`).
+
+    Weight (i, j) = max(0, 1 - |i * (size_in - 1) - j * n| / n) with n = max(size_out - 1, 1): the difference is one of
+    whole numbers, so that the only rounding is that of the quotient, however large the image.
+
+    Returns:
+      [size_out, size_in] float32. Sizes up to 46,000 (int32).
+    """
+    steps = jnp.maximum(jnp.asarray(size_out, jnp.int32) - 1, 1)
+    reached = jnp.arange(size_out, dtype=jnp.int32) * (size_in - 1)
+    offered = jnp.arange(size_in, dtype=jnp.int32) * steps
+    distance = jnp.abs(reached[:, None] - offered[None, :])
+    return jnp.maximum(0.0, 1.0 - distance.astype(jnp.float32) / steps.astype(jnp.float32))
+
+
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear, corner-aligned resize as two small matrix products (no gathers).
 
@@ -36,8 +55,10 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     if x.shape[1:3] == tuple(size):
         return x
-    rows = jnp.asarray(interpolation_matrix(x.shape[1], size[0]), x.dtype)
-    columns = jnp.asarray(interpolation_matrix(x.shape[2], size[1]), x.dtype)
+    symbolic = any(jax.export.is_symbolic_dim(side) for side in (*x.shape[1:3], *size))
+    matrix = symbolic_interpolation_matrix if symbolic else interpolation_matrix
+    rows = jnp.asarray(matrix(x.shape[1], size[0]), x.dtype)
+    columns = jnp.asarray(matrix(x.shape[2], size[1]), x.dtype)
     x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum("Ww,bHwc->bHWc", columns, x, precision=jax.lax.Precision.HIGHEST)
 

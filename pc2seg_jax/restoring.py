@@ -36,7 +36,9 @@ class Run(NamedTuple):
         if which == "student":
             return self
         if not self.teacher:
-            raise UserError("--network=teacher: this run has none, it was trained with config.teacher_momentum=0")
+            raise UserError(
+                "--network=teacher: the run keeps none (config.teacher_momentum is 0); use --network=student"
+            )
         return self._replace(**self.teacher)
 
 

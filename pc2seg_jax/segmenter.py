@@ -84,7 +84,7 @@ def load(path: str | pathlib.Path, *, step: str | int = "latest", network: str =
       UserError: when the folder is neither, or has no such checkpoint or network.
     """
     folder = path_of(path)
-    if (folder / exported.METADATA).exists():
+    if (folder / exported.DESCRIPTION).exists():
         model = exported.load_export(folder)
         return Segmenter(
             model.class_names,
@@ -95,8 +95,8 @@ def load(path: str | pathlib.Path, *, step: str | int = "latest", network: str =
         )
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{folder} is neither the folder of a run (config.json) nor of an export ({exported.METADATA}): name the "
-            "--workdir of pc2seg_jax.train or the --output of pc2seg_jax.export"
+            f"{folder} is neither the folder of a run (config.json) nor of an export ({exported.DESCRIPTION}): name "
+            "the --workdir of pc2seg_jax.train or the --output of pc2seg_jax.export"
         )
     if network not in ("student", "teacher"):
         raise UserError(f"network={network!r} must be 'student' or 'teacher'")

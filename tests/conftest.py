@@ -8,8 +8,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import contextlib
+import io
 import json
+import runpy
+import sys
 import types
+import warnings
 
 import jax
 import numpy as np
@@ -164,3 +169,33 @@ def tiny_run(tmp_path_factory, train):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     config = _tiny_config()
     return types.SimpleNamespace(workdir=workdir, config=config, result=train(config, workdir))
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """`command("train", "--workdir=...") -> (status, stdout, stderr)`, in this process."""
+
+    from absl import app, flags
+
+    def without_setup(main, flags_parser):  # absl refuses to set itself up twice in one process
+        flags.DEFINE_flag(app.HelpFlag())
+        sys.exit(main(flags_parser(sys.argv)))
+
+    def run(name, *arguments):
+        known = set(flags.FLAGS)
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(app, "run", without_setup)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with pytest.raises(SystemExit) as end:
+                    runpy.run_module(f"pc2seg_jax.{name}", run_name="__main__", alter_sys=True)
+        finally:
+            for flag in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, flag)
+            flags.FLAGS.unparse_flags()
+            sys.modules.pop("config_config", None)  # the last configuration file, which the next would be loaded into
+        return end.value.code or 0, out.getvalue(), err.getvalue()
+
+    return run

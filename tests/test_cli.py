@@ -1,23 +1,19 @@
 """The commands: every mistake ends with exit status 2 and one line on stderr, never in a stack trace.
 
-Most cases run the command inside this process, because starting Python and its libraries takes seconds; a few start it
-the way a user does.
+Most cases run the command inside this process (`command` of conftest.py), because starting Python and its libraries
+takes seconds; a few start it the way a user does.
 """
 
-import contextlib
-import io
 import json
 import pathlib
-import runpy
 import shutil
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
-from absl import app, flags
 from PIL import Image
+from sentences import assert_one_sentence
 from weight_files import torch_file, write_torch
 
 from pc2seg_jax import training
@@ -27,44 +23,6 @@ from pc2seg_jax.checkpoints import Checkpoints
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPES, FOLDER = ROOT / "configs" / "shapes.py", ROOT / "configs" / "folder.py"
 COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "convert", "compile_tpu")
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """`command("train", "--workdir=...") -> (status, stdout, stderr)`, in this process."""
-
-    def without_setup(main, flags_parser):  # absl refuses to set itself up twice in one process
-        flags.DEFINE_flag(app.HelpFlag())
-        sys.exit(main(flags_parser(sys.argv)))
-
-    def run(name, *arguments):
-        known = set(flags.FLAGS)
-        out, err = io.StringIO(), io.StringIO()
-        monkeypatch.setattr(app, "run", without_setup)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with pytest.raises(SystemExit) as end:
-                    runpy.run_module(f"pc2seg_jax.{name}", run_name="__main__", alter_sys=True)
-        finally:
-            for flag in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, flag)
-            flags.FLAGS.unparse_flags()
-            sys.modules.pop("config_config", None)  # the last configuration file, which the next would be loaded into
-        return end.value.code or 0, out.getvalue(), err.getvalue()
-
-    return run
-
-
-def assert_one_sentence(result, *words):
-    status, _, err = result
-    assert status == 2, err
-    line, *rest = err.splitlines()
-    assert not rest, err
-    assert line.startswith("error: "), line
-    for word in words:
-        assert str(word) in line, line
 
 
 @pytest.fixture
@@ -188,50 +146,6 @@ def test_predict_refuses_unusable_folders(command, tiny_run, tmp_path):
     assert_one_sentence(command("predict", *arguments, images, "--window=500"), "--window=500", "--window=497")
     assert_one_sentence(command("predict", *arguments, images, "--scales=a"), "--scales=a")
     assert_one_sentence(command("predict", *arguments, images, "--network=old"), "--network", "student", "teacher")
-
-
-def test_predict_leaves_out_what_is_no_image_and_says_so_at_the_end(command, tiny_run, tmp_path):
-    images, output = tmp_path / "images", tmp_path / "out"
-    images.mkdir()
-    Image.new("RGB", (20, 30)).save(images / "good.png")
-    (images / "broken.png").write_bytes(b"")
-    arguments = [f"--workdir={tiny_run.workdir}", f"--images={images}", f"--output={output}"]
-    status, out, err = command("predict", *arguments, "--network=teacher", "--flip")
-    assert status == 1
-    assert "wrote 1 masks" in out
-    assert "images/s" in out
-    assert err.splitlines() == [
-        f"left out: {images / 'broken.png'} is not an image of a kind that can be read",
-        "error: 1 of 2 images were left out",
-    ]
-    assert [path.name for path in (output / "masks").iterdir()] == ["good.png"]
-
-
-def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
-    runs = [tmp_path / name for name in ("a", "b")]
-    for run in runs:
-        shutil.copytree(tiny_run.workdir, run)
-    status, out, _ = command("evaluate", f"--workdir={runs[0]}", "--flip", "--scales=0.5,1", "--window=65")
-    assert status == 0
-    name = "6_val_scales0.5-1_flip_window65"
-    assert "scales 0.5, 1, flip, windows of 65x65; in %" in out
-    stored = json.loads((runs[0] / "evaluation" / f"{name}.json").read_text())
-    assert stored["protocol"]["scales"] == [0.5, 1.0]
-    assert stored["calibration"] != tiny_run.result["calibration"]
-    (runs[1] / "evaluation" / "6_val.npz").unlink()  # then it is evaluated again
-    both = f"--compare={runs[0]},{runs[1]}"
-    status, out, _ = command("evaluate", both, f"--output={tmp_path / 'rows.json'}")
-    assert status == 0
-    assert "+0.00 [+0.00, +0.00]" in out
-    first, second = json.loads((tmp_path / "rows.json").read_text())
-    assert first["miou"] == pytest.approx(tiny_run.result["miou"])
-    assert second["difference"]["better"] == second["difference"]["worse"] == 0
-    assert command("evaluate", both, "--network=teacher")[0] == 0
-    assert_one_sentence(command("evaluate", f"--compare={runs[0]},{runs[0]}"), "twice")
-    assert_one_sentence(command("evaluate", both, f"--workdir={runs[0]}"), "--workdir=DIR", "--compare=DIR,DIR")
-    assert_one_sentence(command("evaluate", both, f"--output={tmp_path / 'none' / 'a.json'}"), "--output")
-    assert_one_sentence(command("evaluate", f"--workdir={runs[0]}", "--output=x.json"), "--compare")
-    assert_one_sentence(command("evaluate", f"--compare={runs[0]},{tmp_path / 'no'}"), tmp_path / "no")
 
 
 def test_damaged_files_of_a_run_are_named(command, tiny_run, tmp_path):

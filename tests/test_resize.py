@@ -4,7 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pc2seg_jax.resize import interpolation_matrix, resize_bilinear, subsample_nearest
+from pc2seg_jax.resize import (
+    interpolation_matrix,
+    resize_bilinear,
+    subsample_nearest,
+    symbolic_interpolation_matrix,
+)
 
 
 def twin_bilinear(x, size):
@@ -42,6 +47,15 @@ def test_weights_from_33_to_129_are_quarters():
     np.testing.assert_array_equal(matrix.sum(1), 1)
     assert ((matrix > 0).sum(1) <= 2).all()
     np.testing.assert_array_equal(matrix[5, :3], [0, 0.75, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("size_in", "size_out"),
+    [(1, 1), (1, 5), (5, 1), (2, 2), (33, 129), (129, 33), (60, 241), (401, 1601), (1376, 5501)],
+)
+def test_weights_of_sizes_that_are_known_at_run_time_are_the_same(size_in, size_out):
+    matrix = symbolic_interpolation_matrix(size_in, size_out)
+    np.testing.assert_allclose(matrix, interpolation_matrix(size_in, size_out), rtol=0, atol=2e-7)
 
 
 def test_reduction_129_to_33_is_plain_striding():

@@ -92,7 +92,7 @@ def test_an_export_is_loaded_the_same_way(tiny_run, image, tmp_path):
     from pc2seg_jax import exporting
 
     run = restoring.restore(tiny_run.workdir, "latest")
-    exporting.export_run(run, tmp_path / "exported", formats=["stablehlo"], weights="inside")
+    exporting.export_run(run, tmp_path / "exported", which="student", formats=["stablehlo"], weights="inside")
     model = pc2seg_jax.load(tmp_path / "exported")
     assert (model.class_names, model.step, model.max_side) == (run.info.class_names, 6, 0)
     np.testing.assert_array_equal(model.palette, run.info.palette)

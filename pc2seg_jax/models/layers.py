@@ -113,8 +113,9 @@ def shifted_depthwise(
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             top, left = i * dilation[0], j * dilation[1]
-            shifted = x[:, top : top + height : strides[0], left : left + width : strides[1]]
-            total += shifted * kernel[i, j, 0]
+            # Not x[:, a:b:c]: with the symbolic sizes of an export, indexing would become a gather.
+            end = x.shape[0], top + height, left + width, x.shape[3]
+            total += jax.lax.slice(x, (0, top, left, 0), end, (1, *strides, 1)) * kernel[i, j, 0]
     return total
 
 

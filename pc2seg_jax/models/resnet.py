@@ -82,7 +82,10 @@ class Bottleneck(nnx.Module):
         if hasattr(self, "shortcut"):
             shortcut = self.shortcut(x, train=train)
         else:
-            shortcut = x[:, :: self.stride, :: self.stride]
+            shortcut = x
+            for axis in (1, 2) if self.stride > 1 else ():
+                # Not x[:, ::stride]: with the symbolic sizes of an export, indexing would become a gather.
+                shortcut = jax.lax.slice_in_dim(shortcut, 0, None, self.stride, axis)
         residual = self.conv3(self.conv2(self.conv1(x, train=train), train=train), train=train)
         return jax.nn.relu(shortcut + residual), residual
 

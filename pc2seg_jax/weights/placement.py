@@ -44,6 +44,18 @@ def flatten(params: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:
     return walk(params, "params/") | walk(batch_stats, "batch_stats/")
 
 
+def unflatten(values: dict) -> tuple[Tree, Tree]:
+    """(params, batch_stats) of what `flatten` gives."""
+    trees: dict = {}
+    for path, value in values.items():
+        *parents, name = path.split("/")
+        node = trees
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return trees["params"], trees["batch_stats"]
+
+
 def load(init_from: str, backbone: str, params: Tree, batch_stats: Tree) -> Weights:
     """Reads weights for a network from a file or by name.
 
