@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     result, _, path = evaluating.evaluate_run(path_of(_WORKDIR.value), _STEP.value, _SPLIT.value, views)
     if processes.is_lead():
         print(evaluation.table(result))
-        print(f"wrote {path}")
+        print(f"wrote {path}, and beside it the confusion matrix as a picture")
 
 
 if __name__ == "__main__":

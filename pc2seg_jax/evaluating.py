@@ -4,10 +4,12 @@ import sys
 from collections.abc import Iterable, Iterator
 
 import jax
+import numpy as np
 import tqdm
 
 from pc2seg_jax import build, evaluation, processes, restoring, training, workdir
-from pc2seg_jax.files import AnyPath
+from pc2seg_jax.confusion_picture import confusion_svg
+from pc2seg_jax.files import AnyPath, path_of, replace_text
 from pc2seg_jax.inference import ONE_VIEW, InferenceViews, make_probabilities
 from pc2seg_jax.step import make_eval_step
 from pc2seg_jax.types import LabeledCrops
@@ -54,8 +56,16 @@ def evaluate_run(folder: AnyPath, which: str, split: str, views: InferenceViews 
     result = evaluation.summarize(
         measured, run.info, step=run.step, split=split, mean_without=run.config.eval.mean_without, views=views
     )
-    path = processes.on_lead(lambda: evaluation.write(folder, result, measured, source.ids, views))
+    path = processes.on_lead(lambda: _write(folder, result, measured, source.ids, views))
     return result, {"ids": source.ids} | {name: value.confusions for name, value in measured.items()}, path
+
+
+def _write(folder: AnyPath, result: dict, measured: dict, ids: tuple[str, ...], views: InferenceViews) -> str:
+    """`evaluation.write`, and the confusion matrix as a picture beside it."""
+    path = evaluation.write(folder, result, measured, ids, views)
+    picture = confusion_svg(np.array(result["confusion"]), list(result["iou"]))
+    replace_text(path_of(path.removesuffix(".json") + "_confusion.svg"), picture)
+    return path
 
 
 def stored_or_evaluated(folder: AnyPath, which: str, split: str, views: InferenceViews = ONE_VIEW) -> tuple[dict, dict]:

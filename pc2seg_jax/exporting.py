@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ NETWORKS = ("student", "teacher")
 PLACES = ("inside", "beside")
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4
+PART = ".export.part"
 # [B, h, w] of what is compared: sides that need padding and sides that need none, one image and several.
 SIZES = ((1, 97, 129), (2, 60, 75), (1, 33, 150))
 
@@ -108,8 +108,9 @@ def check_output(output: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Every file of a folder by its path inside."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
+    """Every file of a folder by its path inside, but for those that `_written_whole` is about to remove."""
+    paths = (path for path in sorted(folder.rglob("*")) if not path.is_dir() and folder / PART not in path.parents)
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def take_network(run: Run, which: str) -> Network:
@@ -278,7 +279,7 @@ def export_run(
     network = take_network(run, which)
     description = describe(run, network, which, formats)
     # The programs are float32 on every platform: without this, matrix units of GPUs and TPUs would round their inputs.
-    with _written_whole(output) as folder, jax.default_matmul_precision("highest"):
+    with _written_whole(output, overwrite=overwrite) as folder, jax.default_matmul_precision("highest"):
         path = folder / exported.DESCRIPTION
         _write_description(path, description)
         if "stablehlo" in formats:
@@ -303,16 +304,23 @@ def _write_description(path: pathlib.Path, description: dict) -> None:
 
 
 @contextlib.contextmanager
-def _written_whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder beside `output`, which takes its place at the end, or is removed after an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("new", "old"))
-    new.mkdir()
+def _written_whole(output: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
+    """A folder inside `output`, whose files move to `output` at the end, model.json last, or are removed on error.
+
+    Inside, because `output` may be a disk of its own.
+    """
+    made, part = not output.exists(), output / PART
+    shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
+    part.mkdir(parents=True)
     try:
-        yield new
-        if output.exists():
-            output.rename(old)
-        new.rename(output)
+        yield part
+        check_output(output, overwrite=overwrite)  # minutes have passed
+        for path in sorted(output.iterdir(), key=lambda path: path.name != exported.DESCRIPTION):
+            if path != part:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in sorted(part.iterdir(), key=lambda path: path.name == exported.DESCRIPTION):
+            path.rename(output / path.name)
     finally:
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+        if made and not any(output.iterdir()):
+            output.rmdir()

@@ -1,7 +1,8 @@
 """From images to class probabilities: once, or averaged over scales, mirror images and sliding windows."""
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -69,13 +70,6 @@ def window_starts(side: int, window: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def _windows(size: tuple[int, int], window: int) -> tuple[tuple[int, int], Iterator[tuple[int, int]]]:
-    """Their size, and the corners of all, row by row."""
-    shape = tuple(min(window, side) for side in size)
-    corners = [(top, left) for top in window_starts(size[0], window) for left in window_starts(size[1], window)]
-    return shape, corners
-
-
 def _sliding(predict: Callable, window: int) -> Callable:
     """`predict` by windows; a pixel has the mean of the windows that hold it."""
 
@@ -83,7 +77,9 @@ def _sliding(predict: Callable, window: int) -> Callable:
         size = images.shape[1:3]
         if max(size) <= window:
             return predict(params, batch_stats, images)
-        shape, corners = _windows(size, window)
+        shape = tuple(min(window, side) for side in size)
+        tops, lefts = (window_starts(side, window) for side in size)
+        corners = list(itertools.product(tops, lefts))
         count = np.zeros((*size, 1), np.float32)
         for top, left in corners:
             count[top : top + shape[0], left : left + shape[1]] += 1

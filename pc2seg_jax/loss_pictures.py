@@ -10,12 +10,13 @@ from PIL import Image
 
 from pc2seg_jax import build, training
 from pc2seg_jax.contact_sheet import draw_sheet, paint
+from pc2seg_jax.data.sources import Dataset
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.ops.sampling import STRATEGIES, Candidates, draw_mask, exponential_clocks, sampling_weights
 from pc2seg_jax.ops.views import make_views
 from pc2seg_jax.resize import resize_bilinear, subsample_nearest
 from pc2seg_jax.restoring import Run
-from pc2seg_jax.types import Crops
+from pc2seg_jax.types import Crops, Outputs, Tree, Unlabeled
 
 ROWS, SMALLEST_PANEL, DARKEST = 4, 190, 0.12
 ANCHOR, DRAWN = (255, 150, 0), (255, 0, 80)
@@ -43,9 +44,8 @@ class Scene(NamedTuple):
     draws: dict[str, Draw]
 
 
-def _group_of_batch(run: Run, batch: int) -> Crops:
+def _group_of_batch(run: Run, dataset: Dataset, batch: int) -> Crops:
     """The crops of one training batch, of whose unlabelled images only the first group is left."""
-    dataset = build.build_dataset(run.config)
     crops = next(training.training_batches(run.config, dataset, batch))
     group = build.group_size(run.config)
     return jax.tree.map(lambda x: x[:group], crops)
@@ -71,22 +71,28 @@ def _choose_anchor(valid: np.ndarray, pixel: tuple[int, int] | None, size: tuple
     return row, column
 
 
-def look(run: Run, *, batch: int = 0, anchor: tuple[int, int] | None = None) -> Scene:
+def look(run: Run, *, batch: int = 0, anchor: tuple[int, int] | None = None, dataset: Dataset | None = None) -> Scene:
     """Computes a scene of the run's own training data, with the running statistics.
 
     Args:
       batch: training step whose batch is shown, from 0. anchor: (row, column) in pixels of the first image's crop.
+      dataset: the run's, where it has been opened already.
 
     Raises:
       UserError: when the run has no unlabelled stream, or the anchor is not a valid pixel.
     """
     if run.config.objective == "supervised":
         raise UserError("this run was trained with config.objective=supervised: it has no unlabelled images to show")
-    crops = _group_of_batch(run, batch)
-    mask_cutout, ignore_id = run.config.loss.mask_cutout, run.info.ignore_id
-    views = make_views(crops, mean_pixel=build.mean_pixel(run.config), ignore_id=ignore_id, mask_cutout=mask_cutout)
-    unlabeled = views.unlabeled
-    outputs, _ = run.model.apply(run.params, run.batch_stats, unlabeled.weak, train=False)
+    crops = _group_of_batch(run, dataset or build.build_dataset(run.config), batch)
+    ignore_id = run.info.ignore_id
+    settings = {"mean_pixel": build.mean_pixel(run.config), "mask_cutout": run.config.loss.mask_cutout}
+
+    @jax.jit
+    def forward(params: Tree, batch_stats: Tree, crops: Crops) -> tuple[Unlabeled, Outputs]:
+        seen = make_views(crops, ignore_id=ignore_id, **settings).unlabeled
+        return seen, run.model.apply(params, batch_stats, seen.weak, train=False)[0]
+
+    unlabeled, outputs = forward(run.params, run.batch_stats, crops)
     size = unlabeled.weak.shape[1:3]
     cells = outputs.features[run.config.model.contrast_layers[0]].shape[1:3]
     probs = resize_bilinear(jax.nn.softmax(outputs.logits), cells)
@@ -158,8 +164,11 @@ def _dot(panel: np.ndarray, cell: tuple[int, int], cells: tuple[int, int], color
     panel[max(0, row - radius) : row + radius + 1, max(0, column - radius) : column + radius + 1] = color
 
 
-def sheet(scene: Scene, run: Run) -> Image.Image:
-    """Weak view, strong view, prediction, and a column per strategy, of at most four images of the group."""
+def columns(scene: Scene, run: Run) -> dict[str, list[np.ndarray]]:
+    """Caption -> panels [H, W, 3] uint8 of at most four images of the group, the anchor's first, enlarged where small.
+
+    The captions are "weak view", "strong view", "predicted" and the names of the strategies.
+    """
     palette = np.asarray(run.info.palette, np.uint8)
     factor = -(-SMALLEST_PANEL // scene.weak.shape[1])
     count, cells = min(ROWS, len(scene.weak)), scene.classes.shape[1:]
@@ -171,17 +180,23 @@ def sheet(scene: Scene, run: Run) -> Image.Image:
         return np.uint8(np.clip(large.round(), 0, 255))
 
     painted = [paint(x, y, palette, run.info.ignore_id) for x, y in zip(scene.weak, scene.predicted, strict=True)]
-    columns = [
-        (caption, [enlarge(images[i], i == 0) for i in range(count)])
+    found = {
+        caption: [enlarge(images[i], i == 0) for i in range(count)]
         for caption, images in (("weak view", scene.weak), ("strong view", scene.strong), ("predicted", painted))
-    ]
+    }
     for strategy, draw in scene.draws.items():
         weights, drawn = (x.reshape(2, *scene.classes.shape).max(0) for x in draw)
         panels = [shade(scene.weak[i], weights[i], drawn[i], factor) for i in range(count)]
         _dot(panels[0], scene.anchor, cells, ANCHOR, 4)
-        columns.append((strategy, [np.uint8(np.clip(panel.round(), 0, 255)) for panel in panels]))
+        found[strategy] = [np.uint8(np.clip(panel.round(), 0, 255)) for panel in panels]
+    return found
+
+
+def sheet(scene: Scene, run: Run) -> Image.Image:
+    """The panels of `columns` side by side."""
+    palette = np.asarray(run.info.palette, np.uint8)
     legend = [(f"{i} {name}", palette[i]) for i, name in enumerate(run.info.class_names)]
-    return draw_sheet(columns, [*legend, ("the anchor", ANCHOR), ("drawn negative", DRAWN)])
+    return draw_sheet(list(columns(scene, run).items()), [*legend, ("the anchor", ANCHOR), ("drawn negative", DRAWN)])
 
 
 def write(run: Run, output: pathlib.Path, *, batch: int, anchor: tuple[int, int] | None) -> str:

@@ -1,25 +1,33 @@
 """What a report says about runs: numbers from their folders, predictions from their latest checkpoints."""
 
+import io
 import json
 import math
+import re
 import statistics
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from pc2seg_jax import build, restoring
+from pc2seg_jax import build, comparison, restoring
 from pc2seg_jax import config as config_lib
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.files import AnyPath
+from pc2seg_jax.ops.metrics import mean_iou
 from pc2seg_jax.prediction import make_predictor
+
+_DEFAULT_PROTOCOL = re.compile(r"\d+_val")  # names of evaluations with which runs are compared; others hold more words
+_AGAIN = "write it again with python -m pc2seg_jax.evaluate"
 
 
 class Record(NamedTuple):
     """A run as the report shows it.
 
     last: the evaluation on val of the latest checkpoint. best: the one with the highest mIoU. metrics: the lines of
-    metrics.jsonl and timings.jsonl. config: dotted keys.
+    metrics.jsonl and timings.jsonl. config: dotted keys. images: {id of a val image: its confusion matrix [C, C]} of
+    `last`, {} where an older version has not stored them.
     """
 
     name: str
@@ -28,23 +36,32 @@ class Record(NamedTuple):
     last: dict
     best: dict
     metrics: list[dict]
+    images: dict[str, np.ndarray]
+
+    @property
+    def supervised(self) -> bool:
+        return self.config["objective"] == "supervised"
 
 
 class Picture(NamedTuple):
-    """A val image with what it shows, [h, w] ids: the truth, and the prediction of every run. image: uint8 RGB."""
+    """A val image with what it shows, [h, w] ids: the truth, and the prediction of every run. image: uint8 RGB.
+
+    group: why it is shown, "worst", "best" or "spread".
+    """
 
     name: str
     image: np.ndarray
     truth: np.ndarray
     predictions: list[np.ndarray]
+    group: str = "spread"
 
 
 def read_records(workdirs: list[AnyPath]) -> list[Record]:
     """Reads runs that were evaluated on the same val images, in the order given.
 
     Raises:
-      UserError: when a folder is not a run's, lacks a checkpoint or its evaluation, or when the runs have different
-        classes or val images.
+      UserError: when a folder is not a run's, lacks a checkpoint or its evaluation, when a file is damaged, or when the
+        runs have different classes or val images.
     """
     names = [path.resolve().name for path in workdirs]
     if len(set(names)) < len(names):
@@ -72,7 +89,12 @@ def _read_record(name: str, workdir: AnyPath) -> Record:
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint: train it to its first evaluation, or leave it out of --runs")
     run = restoring.restore(workdir, "latest")
-    evaluations = {path.stem: _read_evaluation(path) for path in sorted(workdir.glob("evaluation/*_val.json"))}
+    classes = run.info.class_names
+    evaluations = {
+        path.stem: _read_evaluation(path, classes)
+        for path in sorted(workdir.glob("evaluation/*_val.json"))
+        if _DEFAULT_PROTOCOL.fullmatch(path.stem)
+    }
     last = evaluations.get(f"{run.step}_val")
     if last is None:
         raise UserError(
@@ -84,14 +106,35 @@ def _read_record(name: str, workdir: AnyPath) -> Record:
     for result in evaluations.values():
         best = best if best["miou"] >= result["miou"] else result
     lines = [line for file in ("metrics", "timings") for line in _read_metrics(workdir / f"{file}.jsonl")]
-    return Record(name, run, config_lib.flatten(run.config), last, best, lines)
+    images = _read_images(workdir / "evaluation" / f"{run.step}_val.npz", len(classes))
+    return Record(name, run, config_lib.flatten(run.config), last, best, lines, images)
 
 
-def _read_evaluation(path: AnyPath) -> dict:
+def _read_evaluation(path: AnyPath, class_names: tuple[str, ...]) -> dict:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): write it again with python -m pc2seg_jax.evaluate") from error
+        stored = json.loads(path.read_text())
+        if missing := {"miou", "iou", "pixel_accuracy", "protocol", "checkpoint"} - stored.keys():
+            raise ValueError(f"{sorted(missing)[0]} is missing")
+        if set(stored["iou"]) != set(class_names):
+            raise ValueError("its classes are not the run's")
+        if "confusion" in stored and np.shape(stored["confusion"]) != (len(class_names),) * 2:
+            raise ValueError(f"its confusion matrix is not one of {len(class_names)} classes")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+    return stored
+
+
+def _read_images(path: AnyPath, num_classes: int) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
+            ids, confusions = stored["ids"].tolist(), stored["network"]
+        if confusions.shape != (len(ids), num_classes, num_classes):
+            raise ValueError(f"{len(ids)} images, but confusion matrices {list(confusions.shape)}")
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+    return dict(zip(ids, confusions, strict=True))
 
 
 def _read_metrics(path: AnyPath) -> list[dict]:
@@ -109,25 +152,65 @@ def curve(record: Record, key: str) -> list[tuple[int, float]]:
     return [(line["step"], line[key]) for line in record.metrics if key in line and math.isfinite(line[key])]
 
 
+def starts(record: Record) -> list[dict]:
+    """Of every start that made steps of the run: "step", "started", "versions" and "hardware"; [] of older runs."""
+    return [line for line in record.metrics if "started" in line]
+
+
 def headline(record: Record) -> dict[str, str]:
     """Column title -> text. '-' stands for what the run's folder does not tell."""
-    config, info = record.config, record.run.info
-    supervised = config["objective"] == "supervised"
+    config, info, last = record.config, record.run.info, record.last
     step, steps = record.run.step, config["steps"]
-    seconds, rates = curve(record, "seconds"), curve(record, "images_per_second")
+    seconds, rates, memory = (curve(record, key) for key in ("seconds", "images_per_second", "memory_gb"))
+    calibration, second = last.get("calibration", {}), last.get("miou_without", {})
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    span = interval(last)
     return {
         "run": record.name,
         "objective": config["objective"],
         "labelled images": str(info.splits["labeled"].count),
-        "unlabelled images": "none" if supervised else str(info.splits["unlabeled"].count),
-        "images per step": f"{config['batch_labeled']}" + ("" if supervised else f" + {config['batch_unlabeled']}"),
+        "unlabelled images": "none" if record.supervised else str(info.splits["unlabeled"].count),
+        "images per step": f"{config['batch_labeled']}"
+        + ("" if record.supervised else f" + {config['batch_unlabeled']}"),
         "steps": str(step) if step == steps else f"{step} of {steps}",
-        "val mIoU %": f"{record.last['miou']:.2f}",
+        "val mIoU %": percent(last["miou"]),
+        "95 % interval": " to ".join(map(percent, span)) if span else "-",
         "best val mIoU %": f"{record.best['miou']:.2f} (step {record.best['checkpoint']['step']})",
-        "pixel accuracy %": f"{record.last['pixel_accuracy']:.2f}",
+        "val mIoU % of the teacher": percent(last.get("teacher", {}).get("miou")),
+        "val mIoU % without some classes": f"{second['miou']:.2f} ({', '.join(second['classes'])})" if second else "-",
+        "pixel accuracy %": percent(last["pixel_accuracy"]),
+        "boundary mIoU %": percent(last.get("boundary_miou")),
+        "calibration error %": percent(calibration.get("expected_calibration_error")),
         "training minutes": f"{seconds[-1][1] / 60:.1f}" if seconds else "-",
         "images/s": f"{statistics.median(rate for _, rate in rates):.1f}" if rates else "-",
+        "memory GB": f"{max(value for _, value in memory):.1f}" if memory else "-",
+        "hardware": "; ".join(dict.fromkeys(start["hardware"] for start in starts(record))) or "-",
     }
+
+
+def interval(result: dict) -> tuple[float, float] | None:
+    """The 95 % interval of a result's mIoU; None where it was not stored, or there was nothing to count."""
+    low, high = result.get("miou_interval") or (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def differences(records: list[Record]) -> list[dict]:
+    """What `comparison.compare` finds of the runs, the first being the base; [] unless all have stored their images.
+
+    There is no difference either of runs that were evaluated in different ways.
+    """
+    entries = [
+        comparison.Entry(
+            r.name, r.last, {"ids": np.array(list(r.images)), "network": np.array(list(r.images.values()))}
+        )
+        for r in records
+        if r.images and "boundary_miou" in r.last
+    ]
+    same = {(tuple(r.images), json.dumps(r.last["protocol"])) for r in records}
+    return comparison.compare(entries) if len(entries) == len(records) > 1 and len(same) == 1 else []
 
 
 def text_table(rows: list[dict[str, str]]) -> str:
@@ -146,8 +229,30 @@ def config_differences(records: list[Record]) -> dict[str, list]:
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
+def image_scores(records: list[Record]) -> dict[str, float]:
+    """Id -> mIoU of the image alone in percent, mean of all runs; {} unless every run has stored its images."""
+    per_run = [{name: 100 * mean_iou(confusion) for name, confusion in r.images.items()} for r in records]
+    scores = {name: statistics.mean(run.get(name, math.nan) for run in per_run) for name in per_run[0]}
+    return {name: score for name, score in scores.items() if math.isfinite(score)}
+
+
+def choose_images(records: list[Record], ids: tuple[str, ...], count: int) -> dict[str, list[int]]:
+    """Group -> indices into `ids`: `count` spread evenly, and half as many (rounded up) of the worst and of the best.
+
+    There are no worst and best of fewer than four images, or where the runs have not stored them; at most a quarter of
+    all images is of either.
+    """
+    spread = np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)).tolist()
+    scores = image_scores(records)
+    places = {name: i for i, name in enumerate(ids)}
+    ordered = [places[name] for name in sorted(scores, key=scores.__getitem__) if name in places]
+    few = min(-(-count // 2), len(ordered) // 4)
+    chosen = {"worst": ordered[:few], "best": ordered[::-1][:few], "spread": spread}
+    return {group: indices for group, indices in chosen.items() if indices}
+
+
 def make_pictures(records: list[Record], count: int) -> list[Picture]:
-    """Up to `count` val images, spread evenly over the list, with every run's prediction.
+    """The val images of `choose_images`, group by group, with every run's prediction.
 
     Raises:
       UserError: when the data cannot be read, or its val list is no longer the one of the runs.
@@ -163,10 +268,15 @@ def make_pictures(records: list[Record], count: int) -> list[Picture]:
             f"The list of val images has changed since training ({stored.count} images then, {found.count} now, sha256 "
             f"{stored.sha256[:8]} then, {found.sha256[:8]} now): restore it, or use --images=0"
         )
-    indices = np.unique(np.linspace(0, len(val.ids) - 1, min(count, len(val.ids))).round().astype(int)).tolist()
-    shown = [(val.ids[i], np.asarray(val.read_image(i)), np.asarray(val.read_mask(i))) for i in indices]
+    groups = choose_images(records, val.ids, count)
     predictors = [make_predictor(record.run) for record in records]
-    return [
-        Picture(name, image, truth, [predict(image).argmax(-1) for predict in predictors])
-        for name, image, truth in shown
-    ]
+    shown = {}
+    for i in dict.fromkeys(i for indices in groups.values() for i in indices):
+        image = np.asarray(val.read_image(i))
+        shown[i] = (
+            val.ids[i],
+            image,
+            np.asarray(val.read_mask(i)),
+            [predict(image).argmax(-1).astype(np.uint8) for predict in predictors],
+        )
+    return [Picture(*shown[i], group) for group, indices in groups.items() for i in indices]

@@ -40,7 +40,7 @@ def _names_one_kind(values: dict) -> bool:
 
 def main(argv: list[str]) -> None:
     del argv
-    from pc2seg_jax import build, config, sweep_cells, sweep_report, sweeping
+    from pc2seg_jax import build, config, surroundings, sweep_cells, sweep_report, sweeping
 
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what runs in its background deaf to the latter
         signal.signal(number, signal.default_int_handler)
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
                 "configuration": file,
                 "overrides": {key: flat[key] for key in overrides},
                 "steps": base.steps,
-                **sweep_report.surroundings(),
+                **surroundings.describe(),
             }
             path = sweep_report.write(sweep_report.make_table(rows, root, failures, head), output)
     except KeyboardInterrupt:

@@ -4,12 +4,10 @@ import contextlib
 import html
 import json
 import math
-import os
 import pathlib
 import statistics
 from typing import Any
 
-import pc2seg_jax
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.sweep_cells import Cell, Row, as_text
@@ -18,17 +16,6 @@ from pc2seg_jax.sweeping import is_finished, read_evaluation
 ROLES = ("labeled", "unlabeled", "val")
 COSTS = ("minutes", "images_per_second", "memory_gb")  # what another run of the same cell need not repeat
 _ROW_HEIGHT, _LETTER, _PLOT_WIDTH, _TOP, _BOTTOM = 26, 7, 420, 12, 40
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and hardware of this process, for the head of a table."""
-    import jax  # after the runs: a process that asks for the devices holds them
-
-    devices = jax.devices()
-    return {
-        "versions": {"pc2seg_jax": pc2seg_jax.__version__, "jax": jax.__version__},
-        "hardware": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores",
-    }
 
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, float]]:

@@ -4,8 +4,9 @@ config.json      the full configuration
 dataset.json     class names, palette, ignore id, evaluation size, and name, count and hash of every split
 checkpoints/     the newest steps and the best one
 metrics.jsonl    scalars, one line per logged step and per evaluation; also in tensorboard/
-timings.jsonl    what depends on the clock: speed, waiting, memory
-evaluation/      <step>_<split>.json
+timings.jsonl    what depends on the clock and the machine: speed, waiting, memory; versions and hardware of every start
+evaluation/      <step>_<split>.json, and .npz with the confusion matrix of every image
+report.html      of pc2seg_jax.report
 """
 
 import hashlib

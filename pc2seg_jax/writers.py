@@ -14,6 +14,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from pc2seg_jax import surroundings
 from pc2seg_jax.files import AnyPath, GrowingText, WrittenHere, replace_text
 
 
@@ -44,6 +45,8 @@ class MetricWriter:
     bytes as one that was not. On resuming at step t, lines of later steps, written by a run that died after its last
     checkpoint, are dropped, so every step stands in a file once. `seconds` is the training time that the kept lines
     tell of.
+
+    A line of timings.jsonl with the key `started` tells which versions and what hardware made the lines behind it.
     """
 
     def __init__(self, workdir: AnyPath, start_step: int):
@@ -51,11 +54,11 @@ class MetricWriter:
         for name in ("metrics", "timings"):
             path = workdir / f"{name}.jsonl"
             lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= start_step]
+            kept = [line for line in lines if _last_step(line) <= start_step]
             if kept != lines:
                 replace_text(path, _text(kept))
             self._files[name] = GrowingText(path, _text(kept))
-        self.seconds = max((json.loads(line)["seconds"] for line in kept), default=0.0)
+        self.seconds = max((json.loads(line).get("seconds", 0.0) for line in kept), default=0.0)
         self._tensorboard = WrittenHere(workdir / "tensorboard")
         self._board = tensorboardX.SummaryWriter(str(self._tensorboard.folder), purge_step=start_step + 1)
 
@@ -64,6 +67,11 @@ class MetricWriter:
         self._files[file].append(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(f"time/{name}" if file == "timings" else name, value, step)
+
+    def started(self, step: int) -> None:
+        """Notes when and on what the steps behind `step` are made."""
+        line = {"step": step, "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), **surroundings.describe()}
+        self._files["timings"].append(json.dumps(line) + "\n")
 
     def flush(self) -> None:
         """What TensorBoard shows so far, where it is not on this disk."""
@@ -81,9 +89,11 @@ def _text(lines: Sequence[str]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _step_of(line: str) -> float:
+def _last_step(line: str) -> float:
+    """The step up to which something must have been done for a line to stay: of a start, the one that came of it."""
     try:
-        return json.loads(line)["step"]
+        stored = json.loads(line)
+        return stored["step"] + ("started" in stored)
     except (ValueError, KeyError, TypeError):  # a line cut off by a crash
         return math.inf
 
@@ -187,6 +197,8 @@ class RunLog:
         lead = jax.process_index() == 0
         self._progress = Progress(start_step, steps, images_per_step, self.clock) if lead else None
         self._writer = MetricWriter(workdir, start_step) if lead else None
+        if lead and start_step < steps:  # a finished run that is started again makes nothing
+            self._writer.started(start_step)
 
     def message(self, text: str) -> None:
         if self._progress and text:

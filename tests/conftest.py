@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import runpy
+import shutil
 import sys
 import types
 import warnings
@@ -19,6 +20,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+import stored_results
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -161,6 +163,17 @@ def train(make_parts):
             return training.train_and_evaluate(config, workdir, parts.shardings)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def report_runs(tmp_path_factory, train, tiny_run):
+    """Folders of a supervised baseline and of a copy of the tiny run, with all that an evaluation may have stored."""
+    folder = tmp_path_factory.mktemp("report_runs")
+    train(_tiny_config(objective="supervised"), folder / "baseline")
+    shutil.copytree(tiny_run.workdir, folder / "tiny")
+    for number, name in enumerate(("baseline", "tiny")):
+        stored_results.add(folder / name, seed=number)
+    return [folder / "baseline", folder / "tiny"]
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ COMMANDS = (
 # import one another freely.
 LAYERS = (
     ("__init__", "errors", "types", "resize", "chips", "flops"),
-    ("files",),
+    ("files", "surroundings", "confusion_picture"),
     ("config", "parallel", "processes", "profiling", "downloads", "storage_noise", "exported"),
     ("ops", "models", "data", "recipes"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights", "bootstrap"),
@@ -40,8 +40,9 @@ LAYERS = (
     ("prediction", "training", "exporting"),
     ("evaluating", "comparison", "mask_files", "segmenter"),
     ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweep_cells"),
-    ("report_page", "loss_pictures", "sweeping"),
-    ("sweep_report",),
+    ("report_markup", "report_style", "loss_pictures", "sweeping"),
+    ("report_curves", "report_gallery", "report_tables", "sweep_report"),
+    ("report_page",),
     (*COMMANDS, "run_stablehlo"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -22,7 +22,7 @@ from pc2seg_jax.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPES, FOLDER = ROOT / "configs" / "shapes.py", ROOT / "configs" / "folder.py"
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "report", "export_shapes", "convert", "compile_tpu")
+COMMANDS = ("train", "evaluate", "predict", "export", "pretrain", "report", "export_shapes", "convert", "compile_tpu")
 
 
 @pytest.fixture

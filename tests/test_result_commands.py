@@ -35,6 +35,7 @@ def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
     assert "scales 0.5, 1, flip, windows of 65x65; in %" in out
     stored = json.loads((runs[0] / "evaluation" / f"{name}.json").read_text())
     assert stored["protocol"]["scales"] == [0.5, 1.0]
+    assert "<svg" in (runs[0] / "evaluation" / f"{name}_confusion.svg").read_text()
     assert stored["calibration"] != tiny_run.result["calibration"]
     (runs[1] / "evaluation" / "6_val.npz").unlink()  # then it is evaluated again
     both = f"--compare={runs[0]},{runs[1]}"

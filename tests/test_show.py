@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import assert_one_sentence, command
+from sentences import assert_one_sentence
 
 from pc2seg_jax import loss_pictures, restoring
 from pc2seg_jax.errors import UserError
-
-command = command  # the fixture of the commands' tests
 
 
 @pytest.fixture(scope="module")
