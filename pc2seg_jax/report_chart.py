@@ -32,7 +32,7 @@ class _Frame(NamedTuple):
 _CHART = _Frame(340, 210, 44, 12, 10, 34, 4)
 _SMALL = _Frame(170, 104, 36, 8, 8, 18, 2)
 _SQUARE = _Frame(300, 356, 44, 12, 10, 90, 4)
-_AREA = _Frame(340, 210, 44, 48, 10, 34, 4)
+_AREA = _Frame(340, 210, 44, 56, 10, 34, 4)
 
 
 def line_chart(
@@ -115,7 +115,7 @@ def area_chart(
     parts = [*_begin(frame, title), *_steps(frame, x_end)]
     levels = list(itertools.accumulate(([y for _, y in curve] for curve in curves), _added, initial=[0.0] * len(steps)))
     marks = [0.0, *itertools.accumulate(reference)] if reference else []
-    left, right = frame.width - frame.right + 12, frame.width - frame.right + 28
+    left, right = frame.width - frame.right + 22, frame.width - frame.right + 38
     for i, (name, color) in enumerate(zip(names, colors, strict=True)):
         below, above = (
             [frame.place(step / x_end, min(y, 1)) for step, y in zip(steps, level, strict=True)]

@@ -56,9 +56,9 @@ def _differences(records: list[Record]) -> str:
     if not rows:
         return ""
     note = (
-        f"Differences to {records[0].name} in points of mIoU, of all pixels and of the mean image, each with its 95 % "
-        "interval. They are paired: both runs are judged by the same resampled images, so these intervals tell more "
-        "than whether those above overlap."
+        f"Differences to {records[0].name} in points of mIoU, of all pixels and of the mean image, each with its "
+        "95\u00a0% interval. They are paired: both runs are judged by the same resampled images, so these intervals "
+        "tell more than whether those above overlap."
     )
     titles = ["", "all pixels", "mean image", "better / worse"]
     return f'<p class="soft">{text(note)}</p>' + table(titles, rows, numbers_from=1, kind="cards")
