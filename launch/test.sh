@@ -4,5 +4,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# Two processes, each with whole files: fixtures that compile are shared within a file.
-"$python" -m pytest --numprocesses=2 --dist=loadfile "$@"
+# Two processes, each with whole files: fixtures that compile are shared within a file. The order is that of conftest.py.
+"$python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

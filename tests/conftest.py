@@ -26,6 +26,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 NUM_CLASSES, IGNORE = 7, 255
 
+# Files of few tests that take minutes: first, so that one process does not end with them alone.
+LONG = ("test_walk", "test_distributed", "test_sweep", "test_report_browser", "test_export")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 def _tiny_config(**changes):
     """A configuration that compiles in seconds; keys are dotted, with `__` for the dot."""

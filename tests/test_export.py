@@ -16,7 +16,7 @@ from pc2seg_jax import build, exported, exporting, restoring, workdir
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.data.folder import voc_palette
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.step import predict_probabilities
+from pc2seg_jax.inference import predict_probabilities
 from pc2seg_jax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
