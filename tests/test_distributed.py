@@ -148,8 +148,10 @@ def test_a_killed_process_ends_the_other_and_the_supervisors_continue_both(start
     kill = {"process": 1, "step": 4, "signal": signal.SIGKILL, "once": str(tmp_path / "killed")}
     statuses, said = start(folder, 2, flags=["--peer_timeout=25"], kill=kill, supervised=True)
     assert statuses == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
-    [lost] = [line for line in said[0][1].splitlines() if "a peer of process 0 of 2 is lost or stuck" in line]
-    assert "Start the same command again on all hosts" in lost
+    # Once, or again where a slow machine is not back in time.
+    lost = [line for line in said[0][1].splitlines() if "a peer of process 0 of 2 is lost or stuck" in line]
+    assert lost
+    assert all("Start the same command again on all hosts" in line for line in lost)
     assert "asked to be resumed (status 75): starting it again" in said[0][1]
     assert "crash 1 of 5 in a row (status 137)" in said[1][1]
     assert_same_run(folder, reference[0])
