@@ -60,8 +60,12 @@ def main(argv: list[str]) -> None:
     if _COMPARE.value:
         _compare(_COMPARE.value, views)
         return
-    if _OUTPUT.value:
-        raise UserError("--output is for --compare: the result of one run is stored in its own folder")
+    for flag, why in (
+        ("output", "the result of one run is stored in its own folder"),
+        ("network", "both are evaluated"),
+    ):
+        if flags.FLAGS[flag].present:
+            raise UserError(f"--{flag} is for --compare: {why}")
     result, _, path = evaluating.evaluate_run(path_of(_WORKDIR.value), _STEP.value, _SPLIT.value, views)
     if processes.is_lead():
         print(evaluation.table(result))

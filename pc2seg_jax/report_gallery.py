@@ -7,6 +7,7 @@ import numpy as np
 from pc2seg_jax import build, loss_pictures
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.mask_files import overlay
 from pc2seg_jax.ops.metrics import mean_iou
 from pc2seg_jax.report_markup import css_color, details, key, legend, mask, photo, text
 from pc2seg_jax.reporting import Picture, Record
@@ -120,7 +121,7 @@ def _card(records: list[Record], picture: Picture, side: int) -> str:
     ]
     for record, ids in zip(records, picture.predictions, strict=True):
         over, alone = (record.name, "") if len(records) > 1 else ("overlay", "prediction: ")
-        painted = _overlay(picture.image, ids, palette)
+        painted = overlay(picture.image, ids, palette)
         figures.append(photo(painted, f"overlay of {record.name}, {picture.name}", over, side))
         caption = alone + _scores(picture.truth[~ignored], ids[~ignored], len(info.class_names))
         figures.append(mask(ids, ignored, palette, f"prediction of {record.name}, {picture.name}", caption, side))
@@ -128,11 +129,6 @@ def _card(records: list[Record], picture: Picture, side: int) -> str:
         f'<div class="picture"><h4>{text(picture.name)}</h4>'
         f'<div class="tiles" style="--n: {1 + len(records)}">{"".join(figures)}</div></div>'
     )
-
-
-def _overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Class colours half over the image, uint8 [h, w, 3]; the first class stays clear."""
-    return np.where(ids[..., None] == 0, image, palette[ids] // 2 + image // 2).astype(np.uint8)
 
 
 def _scores(truth: np.ndarray, ids: np.ndarray, num_classes: int) -> str:

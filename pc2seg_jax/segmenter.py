@@ -78,13 +78,15 @@ def load(path: str | pathlib.Path, *, step: str | int = "latest", network: str =
 
     Args:
       step: of a run, which checkpoint: a step, "best" or "latest". network: of a run, "student", or "teacher" for the
-        moving average. An export holds one network.
+        moving average. An export holds one network, which was chosen when it was made.
 
     Raises:
-      UserError: when the folder is neither, or has no such checkpoint or network.
+      UserError: when the folder is neither, or has no such checkpoint or network, or one is asked of an export.
     """
     folder = path_of(path)
     if (folder / exported.DESCRIPTION).exists():
+        if (step, network) != ("latest", "student"):
+            raise UserError(f"{folder} is an export, which holds one network: leave step and network out")
         model = exported.load_export(folder)
         return Segmenter(
             model.class_names,

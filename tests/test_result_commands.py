@@ -49,5 +49,6 @@ def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
     assert_one_sentence(command("evaluate", f"--compare={runs[0]},{runs[0]}"), "twice")
     assert_one_sentence(command("evaluate", both, f"--workdir={runs[0]}"), "--workdir=DIR", "--compare=DIR,DIR")
     assert_one_sentence(command("evaluate", both, f"--output={tmp_path / 'none' / 'a.json'}"), "--output")
-    assert_one_sentence(command("evaluate", f"--workdir={runs[0]}", "--output=x.json"), "--compare")
+    for flag in ("--output=x.json", "--network=teacher"):
+        assert_one_sentence(command("evaluate", f"--workdir={runs[0]}", flag), flag.split("=")[0], "--compare")
     assert_one_sentence(command("evaluate", f"--compare={runs[0]},{tmp_path / 'no'}"), tmp_path / "no")

@@ -97,4 +97,6 @@ def test_an_export_is_loaded_the_same_way(tiny_run, image, tmp_path):
     assert (model.class_names, model.step, model.max_side) == (run.info.class_names, 6, 0)
     np.testing.assert_array_equal(model.palette, run.info.palette)
     assert model.probabilities(image).shape == (40, 61, 7)
+    with pytest.raises(UserError, match="is an export, which holds one network"):
+        pc2seg_jax.load(tmp_path / "exported", network="teacher")
     np.testing.assert_array_equal(model.predict(image), model.probabilities(image).argmax(-1))
