@@ -84,6 +84,15 @@ def _difference(mine: np.ndarray, first: np.ndarray, draws: np.ndarray, first_dr
     }
 
 
+def text_table(rows: list[dict[str, str]]) -> str:
+    """Rows with the same keys as aligned text, the keys as titles."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
 def _number(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.2f}"
 
@@ -94,18 +103,20 @@ def _span(value: float | None, interval: list, sign: str = "") -> str:
 
 def table(rows: list[dict]) -> str:
     """The rows of `compare` as aligned text."""
-    titles = ["run", "step", "mIoU", "boundary", "accuracy", "difference of mIoU", "per image", "better/worse"]
-    lines = [titles]
+    lines = []
     for row in rows:
-        line = [row["name"], str(row["step"]), _span(row["miou"], row["interval"])]
-        line += [_number(row["boundary_miou"]), _number(row["pixel_accuracy"])]
-        if d := row.get("difference"):
-            line += [_span(d["miou"], d["interval"], "+"), _span(d["per_image"], d["per_image_interval"], "+")]
-            line.append(f"{d['better']}/{d['worse']}")
-        else:
-            line += ["-"] * 3
-        lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        d = row.get("difference")
+        lines.append(
+            {
+                "run": row["name"],
+                "step": str(row["step"]),
+                "mIoU": _span(row["miou"], row["interval"]),
+                "boundary": _number(row["boundary_miou"]),
+                "accuracy": _number(row["pixel_accuracy"]),
+                "difference of mIoU": _span(d["miou"], d["interval"], "+") if d else "-",
+                "per image": _span(d["per_image"], d["per_image_interval"], "+") if d else "-",
+                "better/worse": f"{d['better']}/{d['worse']}" if d else "-",
+            }
+        )
     note = f"in %; [{bootstrap.LEVEL} % interval, bootstrap over images]; differences to {rows[0]['name']}"
-    return "\n".join([*texts, note])
+    return f"{text_table(lines)}\n{note}"

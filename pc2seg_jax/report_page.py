@@ -1,7 +1,7 @@
 """The report as one self-contained HTML page: no scripts, nothing fetched, every value escaped."""
 
 import pc2seg_jax
-from pc2seg_jax import report_curves, report_tables, reporting
+from pc2seg_jax import comparison, report_curves, report_tables, reporting
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.files import AnyPath
 from pc2seg_jax.report_gallery import Negatives, draw_negatives, negatives_section, pictures_section
@@ -38,7 +38,7 @@ def write_report(workdirs: list[AnyPath], output: AnyPath | None, images: int) -
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(page)
     rows = [reporting.headline(record) for record in records]
-    return output, reporting.text_table([{title: row[title] for title in _PRINTED} for row in rows])
+    return output, comparison.text_table([{title: row[title] for title in _PRINTED} for row in rows])
 
 
 def smallest(records: list[Record], pictures: list[Picture], negatives: dict[str, Negatives | str]) -> bytes:

@@ -213,15 +213,6 @@ def differences(records: list[Record]) -> list[dict]:
     return comparison.compare(entries) if len(entries) == len(records) > 1 and len(same) == 1 else []
 
 
-def text_table(rows: list[dict[str, str]]) -> str:
-    """Rows with the same keys as aligned text, the keys as titles."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
 def config_differences(records: list[Record]) -> dict[str, list]:
     """Key -> its value in every run, for the keys whose values are not all the same."""
     keys = records[0].config
