@@ -4,5 +4,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# Two processes, each with whole files: fixtures that compile are shared within a file. The order is that of conftest.py.
-"$python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"
+# Three processes for two cores, as some tests wait; each with whole files: fixtures that compile are shared within a file.
+# The order is that of conftest.py.
+"$python" -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder "$@"

@@ -28,9 +28,8 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start():
     """`start(folder, processes, ...)`: exit statuses, and what the processes of one run have printed."""
-    cache = tmp_path_factory.mktemp("compiled")
 
     def run(folder, count, *, flags=(), environment=None, record=None, kill=None, supervised=False, timeout=500):
         # Small steps and a draw that does not depend on predictions: rounding, which differs with the number of
@@ -40,8 +39,7 @@ def start(tmp_path_factory):
         changes |= {"kill": kill} if kill else {}
         port, processes = free_port(), []
         for i in range(count):
-            own = {"DEVICES": str(DEVICES // count), "JAX_COMPILATION_CACHE_DIR": str(cache)}
-            own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(HERE.parent)}
+            own = {"DEVICES": str(DEVICES // count), "PYTHONPATH": str(HERE.parent)}
             known = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
             if environment:
                 own, known = own | environment(i, count, port), [f"--num_processes={count}"]

@@ -64,7 +64,7 @@ def walk(tmp_path_factory):
     (place / "PHOTOS").symlink_to(place / "FOLDER" / "images")
     (place / "IMAGE").symlink_to(place / "FOLDER" / "images" / "photo_1.jpg")
     (place / "photo.jpg").symlink_to(place / "FOLDER" / "images" / "photo_1.jpg")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(place / "compiled")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     said = []
 
     def run(arguments):
