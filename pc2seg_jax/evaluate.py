@@ -3,6 +3,7 @@
 python -m pc2seg_jax.evaluate --workdir=runs/first [--step=N|best|latest] [--split=val]
 python -m pc2seg_jax.evaluate --workdir=runs/first --scales=0.5,0.75,1,1.25,1.5,1.75 --flip [--window=513]
 python -m pc2seg_jax.evaluate --compare=runs/supervised,runs/pc2seg [--network=teacher] [--output=FILE.json]
+python -m pc2seg_jax.evaluate --compare='runs/supervised_*,runs/pc2seg_*'   # methods, each with several seeds
 
 One scale without flip is the paper's protocol. Where the run keeps a moving-average teacher, it is evaluated, too.
 """
@@ -13,10 +14,15 @@ from absl import flags
 
 from pc2seg_jax import cli
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import local_path, path_of, replace_text
+from pc2seg_jax.files import AnyPath, local_path, path_of, replace_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_COMPARE = flags.DEFINE_list("compare", None, "Folders of runs instead, separated by commas; the first is the base.")
+_COMPARE = flags.DEFINE_list(
+    "compare",
+    None,
+    "Folders of runs instead, separated by commas; the first is the base. A pattern such as runs/pc2seg_* is a method, "
+    "with runs of several seeds.",
+)
 _STEP = flags.DEFINE_string("step", "latest", "Which checkpoint: a step, best or latest.")
 _SPLIT = flags.DEFINE_enum("split", "val", ["val", "labeled"], "Which images.")
 _SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the sides; probabilities are averaged.")
@@ -32,20 +38,33 @@ def _names_runs(values: dict) -> bool:
     return bool(values["workdir"]) != bool(values["compare"])
 
 
-def _compare(folders: list[str], views) -> None:
-    from pc2seg_jax import comparison, evaluating, processes
+def _compare(names: list[str], views) -> None:
+    """Runs over images, or methods over seeds."""
+    from pc2seg_jax import comparison, evaluating, processes, seeds, workdir
 
     output = local_path("--output", _OUTPUT.value) if _OUTPUT.value else None
     if output and (output.suffix != ".json" or not output.parent.is_dir()):
         raise UserError(f"--output={output} must be a file in an existing folder that ends in .json")
-    if len(set(folders)) < len(folders):
-        raise UserError(f"--compare={','.join(folders)} names a run twice")
+    if len(set(names)) < len(names):
+        raise UserError(f"--compare={','.join(names)} names a run twice")
     network = {"student": "network"}.get(_NETWORK.value, _NETWORK.value)
-    found = [evaluating.stored_or_evaluated(path_of(x), _STEP.value, _SPLIT.value, views) for x in folders]
-    entries = [comparison.Entry(name, *read, network) for name, read in zip(folders, found, strict=True)]
-    rows = comparison.compare(entries)
+
+    def read(folder: AnyPath) -> comparison.Entry:
+        found = evaluating.stored_or_evaluated(folder, _STEP.value, _SPLIT.value, views)
+        return comparison.Entry(str(folder), *found, network)
+
+    if any(map(seeds.is_pattern, names)):
+        found = {name: seeds.find_runs(name) for name in names}
+        methods = [
+            seeds.group(name, [(workdir.load(x)[0].seed, read(x)) for x in runs]) for name, runs in found.items()
+        ]
+        rows = seeds.compare(methods)
+        text = seeds.table(rows)
+    else:
+        rows = comparison.compare([read(path_of(name)) for name in names])
+        text = comparison.table(rows)
     if processes.is_lead():
-        print(comparison.table(rows))
+        print(text)
         if output:
             replace_text(output, json.dumps(rows, indent=2) + "\n")
             print(f"wrote {output}")

@@ -39,7 +39,7 @@ LAYERS = (
     ("initialization",),
     ("prediction", "training", "exporting"),
     ("evaluating", "comparison", "mask_files", "segmenter"),
-    ("cli", "reporting", "report_chart", "data_report", "contact_sheet", "sweep_cells"),
+    ("cli", "seeds", "reporting", "report_chart", "data_report", "contact_sheet", "sweep_cells"),
     ("report_markup", "report_style", "loss_pictures", "sweeping"),
     ("report_curves", "report_gallery", "report_tables", "sweep_report"),
     ("report_page",),

@@ -46,6 +46,13 @@ def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
     assert first["miou"] == pytest.approx(tiny_run.result["miou"])
     assert second["difference"]["better"] == second["difference"]["worse"] == 0
     assert command("evaluate", both, "--network=teacher")[0] == 0
+    status, out, _ = command(
+        "evaluate", f"--compare={runs[0]},{tmp_path / '[b]'}", f"--output={tmp_path / 'rows.json'}"
+    )
+    assert status == 0
+    assert "mean ± standard deviation over seeds" in out
+    assert json.loads((tmp_path / "rows.json").read_text())[1]["difference"]["by_seed"] == [0.0]
+    assert_one_sentence(command("evaluate", f"--compare={tmp_path}/*"), "two runs of seed 0", runs[0], runs[1])
     assert_one_sentence(command("evaluate", f"--compare={runs[0]},{runs[0]}"), "twice")
     assert_one_sentence(command("evaluate", both, f"--workdir={runs[0]}"), "--workdir=DIR", "--compare=DIR,DIR")
     assert_one_sentence(command("evaluate", both, f"--output={tmp_path / 'none' / 'a.json'}"), "--output")

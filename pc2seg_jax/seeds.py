@@ -1,0 +1,120 @@
+"""Methods side by side, each trained with several seeds: how far a difference moves with another training."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from pc2seg_jax import bootstrap
+from pc2seg_jax.comparison import Entry, check, text_table
+from pc2seg_jax.errors import UserError
+from pc2seg_jax.files import AnyPath, path_of
+
+SCORES = ("miou", "boundary_miou", "pixel_accuracy")
+
+
+class Method(NamedTuple):
+    """The runs of one method. name: the pattern that found them. entries: by the seed that each was trained with."""
+
+    name: str
+    entries: dict[int, Entry]
+
+
+def is_pattern(text: str) -> bool:
+    return any(letter in text for letter in "*?[")
+
+
+def find_runs(pattern: str) -> list[AnyPath]:
+    """The folders of runs that a pattern such as runs/pc2seg_* names, in the order of their names.
+
+    Raises:
+      UserError: when there are none.
+    """
+    path = path_of(pattern)
+    if is_pattern(str(path.parent)):
+        raise UserError(f"--compare: {pattern} has a wildcard before its last part, expected one such as runs/pc2seg_*")
+    found = sorted(path.parent.glob(path.name)) if is_pattern(path.name) else [path]
+    runs = [folder for folder in found if (folder / "config.json").is_file()]
+    if not runs:
+        raise UserError(f"--compare: no folder that {pattern} names is that of a run: it would hold config.json")
+    return runs
+
+
+def group(name: str, runs: list[tuple[int, Entry]]) -> Method:
+    """Runs by seed.
+
+    Raises:
+      UserError: when two have the same.
+    """
+    entries = {}
+    for seed, entry in runs:
+        if seed in entries:
+            raise UserError(
+                f"--compare: {name} names two runs of seed {seed}, {entries[seed].name} and {entry.name}: expected the "
+                "runs of one method, each with its own config.seed"
+            )
+        entries[seed] = entry
+    return Method(name, dict(sorted(entries.items())))
+
+
+def _summary(values: list[float | None]) -> dict | None:
+    """Mean, sample standard deviation and Student's interval of the mean over seeds; the latter need two of them."""
+    if None in values:
+        return None
+    mean, spread, interval = float(np.mean(values)), None, [None, None]
+    if (n := len(values)) > 1:
+        spread = float(np.std(values, ddof=1))
+        half = float(scipy.stats.t.ppf(0.5 + bootstrap.LEVEL / 200, n - 1)) * spread / n**0.5
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "std": spread, "interval": interval}
+
+
+def compare(methods: list[Method]) -> list[dict]:
+    """One row per method; differences are those to the first, seed by seed.
+
+    Returns:
+      rows of name, seeds, and for miou, boundary_miou and pixel_accuracy mean, std and interval over seeds (None where
+      a run has no number), and for all but the first "difference": of miou, the same, and by_seed; all in %.
+
+    Raises:
+      UserError: see `comparison.check`; and when methods were not trained with the same seeds.
+    """
+    check([entry for method in methods for entry in method.entries.values()])
+    first, rows = methods[0], []
+    for method in methods:
+        if method.entries.keys() != first.entries.keys():
+            ours, theirs = (", ".join(map(str, m.entries)) for m in (method, first))
+            raise UserError(
+                f"--compare: {method.name} has the seeds {ours}, and {first.name} {theirs}: differences are taken seed "
+                "by seed, so compare runs of the same ones"
+            )
+        scores = [entry.scores() for entry in method.entries.values()]
+        row = {"name": method.name, "seeds": list(method.entries)}
+        row |= {key: _summary([score[key] for score in scores]) for key in SCORES}
+        if method is not first:
+            base = [entry.scores()["miou"] for entry in first.entries.values()]
+            differences = [score["miou"] - other for score, other in zip(scores, base, strict=True)]
+            row["difference"] = _summary(differences) | {"by_seed": differences}
+        rows.append(row)
+    return rows
+
+
+def _spread(summary: dict | None, sign: str = "") -> str:
+    if summary is None:
+        return "-"
+    return f"{summary['mean']:{sign}.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
+
+
+def table(rows: list[dict]) -> str:
+    """The rows of `compare` as aligned text."""
+    lines = []
+    for row in rows:
+        line = {"runs": row["name"], "seeds": ", ".join(map(str, row["seeds"]))}
+        line |= {name: _spread(row[key]) for name, key in zip(("mIoU", "boundary", "accuracy"), SCORES, strict=True)}
+        d = row.get("difference")
+        interval = f" [{', '.join(f'{x:+.2f}' for x in d['interval'])}]" if d and d["std"] is not None else ""
+        line["difference of mIoU"] = _spread(d, "+") + interval
+        line["by seed"] = ", ".join(f"{x:+.2f}" for x in d["by_seed"]) if d else "-"
+        lines.append(line)
+    note = f"in %; mean ± standard deviation over seeds [{bootstrap.LEVEL} % interval of the mean, Student's t]"
+    return f"{text_table(lines)}\n{note}; differences to {rows[0]['name']}, seed by seed"
