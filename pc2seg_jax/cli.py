@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -49,6 +50,13 @@ def _check_config(flag: flags.Flag) -> None:
         raise UserError(f"--config={path} must return the configuration from its get_config(), not {flag.value!r}")
 
 
+def _without_values(sentence: str) -> str:
+    """Absl's sentence about a flag that is missing, or about several flags, without its list of their values."""
+    if missing := re.fullmatch(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.", sentence):
+        return f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}"
+    return re.sub(r"^flags .*?: ", "", sentence)
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Reads the flags and, where there is one, runs the configuration file, which may raise anything."""
     try:
@@ -59,7 +67,8 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(str(error))
     except flags.Error as error:
         flag, _, trace = str(error).partition("Error whilst parsing config file:")
-        _fail(flag + trace.strip().rpartition("\n")[2])  # of a stack trace, the last line
+        message = flag + trace.strip().rpartition("\n")[2]  # of a stack trace, the last line
+        _fail("\n".join(map(_without_values, message.splitlines())))
     except Exception as error:
         inner = error.args[0] if error.args else error  # ml_collections wraps a KeyError into an AttributeError
         missing = inner if isinstance(inner, KeyError) else error

@@ -271,4 +271,7 @@ def test_weights_are_converted_once_and_nothing_is_overwritten(command, tmp_path
 def test_replay_needs_a_run_that_was_stopped(command, tmp_path, tiny_run):
     assert_one_sentence(command("train", f"--workdir={tmp_path / 'none'}", "--replay"), "is not the folder of a run")
     assert_one_sentence(command("train", f"--workdir={tiny_run.workdir}", "--replay"), "has nothing to replay")
-    assert_one_sentence(command("train", f"--workdir={tmp_path / 'none'}"), "--config is missing")
+    assert_one_sentence(command("train", f"--workdir={tmp_path / 'none'}"), "error: --config is missing")
+    result = command("predict", "--workdir=runs/a")
+    assert_one_sentence(result, "error: --images is missing: Files, folders", "--output is missing")
+    assert "None" not in result[2]
