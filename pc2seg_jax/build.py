@@ -150,7 +150,7 @@ def batch_shapes(config: ml_collections.ConfigDict) -> Crops:
 class Functions(NamedTuple):
     """What a run compiles: `make_init`, `make_train_step`, ... of `step`, and the model in them.
 
-    supervised_step: the training step of the baseline, which a run takes `delay` times first.
+    supervised_step, supervised_norms: those of the baseline, which a run takes `delay` times first.
     """
 
     model: Model
@@ -158,12 +158,17 @@ class Functions(NamedTuple):
     train_step: Callable
     supervised_step: Callable
     gradient_norms: Callable
+    supervised_norms: Callable
     eval_step: Callable
     delay: int
 
     def step(self, number: int) -> Callable:
         """The training step that a run takes as its `number`-th, from 1."""
         return self.supervised_step if number <= self.delay else self.train_step
+
+    def norms(self, number: int) -> Callable:
+        """The gradient norms of the losses that the `number`-th step learns from."""
+        return self.supervised_norms if number <= self.delay else self.gradient_norms
 
 
 def build_functions(
@@ -200,6 +205,7 @@ def build_functions(
         train_step(config),
         train_step(supervised),
         make_gradient_norms(bind(config), **parts),
+        make_gradient_norms(bind(supervised), **parts),
         make_eval_step(
             make_probabilities(model),
             num_classes=num_classes,

@@ -120,8 +120,9 @@ def _compute(
         for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))
         if not np.isfinite(np.asarray(x)).all()
     ]
-    norms = functions.gradient_norms(state, crops)
-    _, metrics = functions.step(int(folder.name))(state, crops)
+    number = int(folder.name)
+    norms = functions.norms(number)(state, crops)
+    _, metrics = functions.step(number)(state, crops)
     values = {name: float(x) for name, x in (metrics | norms).items() if np.ndim(x) == 0 and not math.isnan(x)}
     wrong = {name: "nan" for name in metrics | norms if name.startswith(("loss", "grad")) and name not in values}
     text = [f"  {name:<32} {value}" for name, value in (values | wrong).items()]

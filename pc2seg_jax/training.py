@@ -235,7 +235,7 @@ def take_steps(run: Run, state: TrainState, start: int, stop: Callable[[int], bo
         norms = {}
         if logs and config.log_gradient_norms:
             with log.apart("gradient norms"):
-                norms = jax.block_until_ready(run.functions.gradient_norms(state, crops))
+                norms = jax.block_until_ready(run.functions.norms(step)(state, crops))
         with profiler.step(step):
             state, metrics = run.functions.step(step)(state, crops)
         profiler.after(step, metrics)
@@ -257,6 +257,7 @@ def take_steps(run: Run, state: TrainState, start: int, stop: Callable[[int], bo
             result = run.evaluate_and_save(state)
         stops = stop(step) and step < config.steps
         if not evaluates and (stops or step % config.checkpoint_every == 0):
+            stop_if_not_finite(metrics, state, crops, run.workdir)
             run.save(state)
         if stops:
             raise processes.Resume(

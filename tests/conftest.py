@@ -158,7 +158,9 @@ def make_parts():
         if name not in made:
             shardings = parallel.make_shardings(num_devices)
             functions = build.build_functions(config, num_classes=NUM_CLASSES, ignore_id=IGNORE, shardings=shardings)
-            made[name] = types.SimpleNamespace(shardings=shardings, step=functions.step, **functions._asdict())
+            made[name] = types.SimpleNamespace(
+                shardings=shardings, step=functions.step, norms=functions.norms, **functions._asdict()
+            )
         return made[name]
 
     return make

@@ -68,6 +68,16 @@ def test_state_and_batch_are_those_before_the_step(exploding, make_parts):
     jax.tree.map(np.testing.assert_array_equal, failures._load_crops(folder), next(batches))
 
 
+def test_a_checkpoint_at_the_very_step_is_not_written(tiny_config, train, tmp_path):
+    """Between logged steps metrics are looked at one step later: too late for a step that is to be saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_batches", spoiled_batches)
+        with pytest.raises(UserError, match=f"^step {BAD} is not finite"):
+            train(tiny_config(eval__every=100, log_every=50, checkpoint_every=BAD), tmp_path / "run")
+    assert failures.find_failure(tmp_path / "run").name == str(BAD)
+    assert not list((tmp_path / "run" / "checkpoints").glob("-*"))
+
+
 def test_a_step_after_it_changes_nothing(tiny_config, make_parts, make_crops):
     parts = make_parts(tiny_config())
     crops = make_crops(tiny_config())
@@ -85,7 +95,7 @@ def test_replay_shows_every_loss_and_gradient(exploding, make_parts, monkeypatch
     config, _ = load(workdir)
     parts = make_parts(config)
     norms = {"gradient_norm/supervised": np.float32(0.5), "gradient_norm/contrast": np.float32(np.nan)}
-    parts = types.SimpleNamespace(**vars(parts) | {"gradient_norms": lambda state, crops: norms})
+    parts = types.SimpleNamespace(**vars(parts) | {"norms": lambda number: lambda state, crops: norms})
     monkeypatch.setattr(failures.build, "build_functions", lambda *args, **kwargs: parts)
     text = failures.replay(workdir, parts.shardings)
     said = dict(line.split()[:2] for line in text.splitlines()[1:-1])

@@ -265,6 +265,18 @@ WRONG = {
         lambda r: append(r / "train.txt", "a"),
         r"'a' is twice in {root}/train.txt \(lines 1 and 5\)",
     ),
+    "duplicate by another path": (
+        lambda r: append(r / "train.txt", "./a.png"),
+        r"'a' is twice in {root}/train.txt \(lines 1 and 5\)",
+    ),
+    "validation by another path": (
+        lambda r: append(r / "val.txt", "./a"),
+        "'a' is in both {root}/labeled.txt and {root}/val.txt",
+    ),
+    "not below images": (
+        lambda r: append(r / "train.txt", "../masks/a.png"),
+        r"'../masks/a.png' in {root}/train.txt \(line 5\) is not below images/",
+    ),
     "labelled in validation": (
         lambda r: append(r / "val.txt", "a"),
         "'a' is in both {root}/labeled.txt and {root}/val.txt",
@@ -302,6 +314,12 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_the_ignore_id_must_not_be_a_class(root):
     with pytest.raises(UserError, match="ignore id 2 is also class 'dog'"):
+        load_folder(root, ignore_id=2)
+
+
+def test_nor_an_id_below_the_largest_where_classes_have_no_names(root):
+    (root / "classes.txt").unlink()
+    with pytest.raises(UserError, match="ignore id 2 is among them: renumber"):
         load_folder(root, ignore_id=2)
 
 

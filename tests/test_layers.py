@@ -83,6 +83,24 @@ def test_depthwise_sum_of_shifted_products_equals_convolution(dilation, stride):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
 
 
+def test_a_depthwise_kernel_has_its_gradient_in_bfloat16_too():
+    """Within the rounding of the inputs, although it is a sum over 8 x 129 x 129 products."""
+    rng = np.random.default_rng(0)
+    x, weights = (jnp.asarray(rng.normal(size=(8, 129, 129, 4)) + 0.5, jnp.bfloat16) for _ in range(2))
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.bfloat16)
+
+    def total(x, kernel):
+        y = shifted_depthwise(x, kernel, (1, 1), ((1, 1), (1, 1)), (1, 1))
+        assert y.dtype == x.dtype
+        return jnp.sum(y.astype(jnp.float32) * weights.astype(jnp.float32))
+
+    exact = jax.grad(total, argnums=(0, 1))(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    for rough, expected in zip(jax.grad(total, argnums=(0, 1))(x, kernel), exact, strict=True):
+        assert rough.dtype == jnp.bfloat16
+        error = np.linalg.norm(rough.astype(np.float32) - expected) / np.linalg.norm(expected)
+        assert error < 0.01
+
+
 def test_dropout_zeroes_its_share_and_rescales_the_rest():
     """The decoder is replaced by a probe that returns what it is given."""
     rate, seen = 0.25, []

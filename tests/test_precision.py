@@ -78,3 +78,11 @@ def test_convolutions_run_in_bfloat16_but_for_logits_and_projections(traced):
             count[dtype] += 1
             assert dtype == "bfloat16" or exceptions & {variable.aval.shape for variable in variables}, equation
     assert count["bfloat16"] > 10 * count["float32"] > 0
+
+
+def test_no_sum_runs_in_bfloat16(traced):
+    """Sums over pixels, in gradients above all, lose everything after 8 bits."""
+    sums = [equation for equation in equations(traced[0].jaxpr.jaxpr) if equation.primitive.name == "reduce_sum"]
+    assert len(sums) > 100
+    for equation in sums:
+        assert equation.outvars[0].aval.dtype != jnp.bfloat16, equation

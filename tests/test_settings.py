@@ -249,6 +249,7 @@ def test_before_the_delay_the_step_is_the_supervised_one(tiny_config):
     baseline = build.build_functions(tiny_config(objective="supervised"), **settings)
     at_once = build.build_functions(tiny_config(), **settings)
     assert at_once.step(1) is at_once.train_step
+    assert [delayed.norms(number) for number in (2, 3)] == [delayed.supervised_norms, delayed.gradient_norms]
     supervised = program(baseline.train_step, *inputs)
     assert program(delayed.supervised_step, *inputs) == supervised
     whole = program(at_once.train_step, *inputs)

@@ -15,10 +15,8 @@ import numpy as np
 from PIL import Image
 
 from pc2seg_jax.data.sources import DECODE_ERRORS, Dataset, Source, decode_image, decode_mask, file_source, unreadable
-from pc2seg_jax.data.splits import choose, is_rule
+from pc2seg_jax.data.splits import IMAGE_SUFFIXES, canonical, choose, is_rule
 from pc2seg_jax.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Split(NamedTuple):
@@ -77,6 +75,11 @@ def load_folder(
     largest = max(_check_masks(split, len(class_names), ignore_id) for split in checked)
     if not class_names:
         class_names = tuple(f"class_{id_}" for id_ in range(largest + 1))
+        if 0 <= ignore_id <= largest:
+            raise UserError(
+                f"The masks in {root / 'masks'} hold ids up to {largest}, and the ignore id {ignore_id} is among them: "
+                "renumber the masks so that classes are 0, 1, ... and ignored pixels have a larger id, such as 255."
+            )
     if len(class_names) < 2:
         raise UserError(
             f"The masks in {root / 'masks'} hold fewer than 2 classes besides the ignore id {ignore_id}: "
@@ -117,9 +120,11 @@ def _read_lines(path: Path) -> list[str]:
 def _read_list(path: Path) -> tuple[str, ...]:
     first_line = {}
     for number, line in enumerate(_read_lines(path), start=1):
-        stem = line[: -len(Path(line).suffix)] if line.lower().endswith(IMAGE_SUFFIXES) else line
-        if not stem:
+        if not line:
             continue
+        stem = canonical(line, dataset=None)
+        if stem.startswith(("/", "../")):
+            raise UserError(f"'{line}' in {path} (line {number}) is not below images/: write a name such as photo_1.")
         if stem in first_line:
             raise UserError(f"'{stem}' is twice in {path} (lines {first_line[stem]} and {number}): remove one of them.")
         first_line[stem] = number

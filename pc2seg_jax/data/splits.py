@@ -8,6 +8,7 @@ those of COCO are the rule with seed 0; for Cityscapes there are the draws of Fr
 
 import hashlib
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ import numpy as np
 
 from pc2seg_jax import downloads
 from pc2seg_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Split(NamedTuple):
@@ -223,13 +226,15 @@ def _read(path: Path, dataset: str | None) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the list {path} as UTF-8 text ({error}): save it as plain text.") from error
-    return tuple(_canonical(line.strip(), dataset) for line in lines if line.strip())
+    return tuple(canonical(line.strip(), dataset) for line in lines if line.strip())
 
 
-def _canonical(line: str, dataset: str | None) -> str:
+def canonical(line: str, dataset: str | None) -> str:
+    """The id of an image from a line of a list; of a folder (None), its path below images/ without an ending."""
     if dataset is None:
-        path = PurePosixPath(line)
-        return line.removesuffix(path.suffix) if path.suffix.lower() in (".jpg", ".jpeg", ".png") else line
+        path = posixpath.normpath(line)  # ./a and a are one image
+        stem, ending = posixpath.splitext(path)
+        return stem if ending.lower() in IMAGE_SUFFIXES else path
     return PurePosixPath(line.split()[0]).stem.removesuffix("_leftImg8bit")
 
 

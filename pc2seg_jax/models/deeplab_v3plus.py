@@ -131,7 +131,9 @@ class Head(nnx.Module):
         """[B, h, w, F] -> [B, h, w, head_width]; order of the branches: pooled image, 1x1, dilated by rising rate."""
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
         pooled = self.image_pooling(pooled, train=train)
-        branches = [jnp.broadcast_to(pooled, (*x.shape[:3], pooled.shape[-1])), self.aspp0(x, train=train)]
+        # In float32, as the gradient is a sum over all cells.
+        pooled = jnp.broadcast_to(pooled.astype(jnp.float32), (*x.shape[:3], pooled.shape[-1])).astype(x.dtype)
+        branches = [pooled, self.aspp0(x, train=train)]
         for branch in range(1, self.branches + 1):
             y = getattr(self, f"aspp{branch}_depthwise")(x, train=train)
             branches.append(getattr(self, f"aspp{branch}_pointwise")(y, train=train))

@@ -106,8 +106,13 @@ def max_pool(x: jax.Array) -> jax.Array:
 def shifted_depthwise(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: tuple, dilation: tuple[int, int]
 ) -> jax.Array:
-    """Depthwise convolution as a sum of shifted products: [B, h, w, F] by [kh, kw, 1, F]."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    """Depthwise convolution as a sum of shifted products: [B, h, w, F] by [kh, kw, 1, F].
+
+    In float32 whatever the inputs, as the gradient of a kernel is a sum over all pixels: in bfloat16 it would be wrong
+    by tens of percents. The casts are fused into the products and the sums.
+    """
+    dtype, kernel = x.dtype, kernel.astype(jnp.float32)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
     height, width = (x.shape[1 + axis] - dilation[axis] * (kernel.shape[axis] - 1) for axis in range(2))
     total = 0.0
     for i in range(kernel.shape[0]):
@@ -116,7 +121,7 @@ def shifted_depthwise(
             # Not x[:, a:b:c]: with the symbolic sizes of an export, indexing would become a gather.
             end = x.shape[0], top + height, left + width, x.shape[3]
             total += jax.lax.slice(x, (0, top, left, 0), end, (1, *strides, 1)) * kernel[i, j, 0]
-    return total
+    return total.astype(dtype)
 
 
 def depthwise_convolution(
