@@ -188,12 +188,14 @@ def test_an_image_alone_in_its_group_has_no_loss_and_zero_gradient():
     assert np.any(gradient[0][1])
 
 
-def test_zero_features_have_a_finite_gradient():
+def test_zero_features_have_no_gradient():
     x = inputs(size=3)
     x["weak"][0, 0] = 0
     loss, gradient = loss_and_gradient(x)
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in gradient)
+    assert not np.any(gradient[0][0, 0])
+    assert np.any(gradient[0][0, 1])
 
 
 @pytest.mark.parametrize("options", [{}, {"block_size": 16}])

@@ -74,18 +74,24 @@ def cross_entropy_consistency(
 
 
 def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    """1 - cos(a, b) of features [..., D]: [...] float32, 0..2; 1, without gradient, where one of them is zero.
+    """1 - cos(a, b) of features [..., D]: [...] float32, 0..2; 1, without gradient, where |a| |b| is at most 1e-12.
 
     Source: "Pix Consist" of Tab. 9, the normalised squared distance between the features of a pixel in both views.
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
-    return 1.0 - jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+    return 1.0 - jnp.sum(a * b, axis=-1) * _inverse_root(squares, 1e-24)
 
 
 def unit_vectors(x: jax.Array) -> jax.Array:
-    """Unit vectors along the last axis; a zero vector stays zero, with a finite gradient."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+    """Unit vectors along the last axis; one that is no longer than 1e-6 becomes zero, without gradient."""
+    return x * _inverse_root(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12)
+
+
+def _inverse_root(x: jax.Array, smallest: float) -> jax.Array:
+    """x ** -0.5, and 0 up to `smallest`: a bound instead would leave the zero vector a gradient of millions."""
+    found = x > smallest
+    return jnp.where(found, jax.lax.rsqrt(jnp.where(found, x, 1.0)), 0.0)
 
 
 class Average(NamedTuple):
