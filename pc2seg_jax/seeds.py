@@ -73,8 +73,9 @@ def compare(methods: list[Method]) -> list[dict]:
     """One row per method; differences are those to the first, seed by seed.
 
     Returns:
-      rows of name, seeds, and for miou, boundary_miou and pixel_accuracy mean, std and interval over seeds (None where
-      a run has no number), and for all but the first "difference": of miou, the same, and by_seed; all in %.
+      rows of name, seeds, steps (of the checkpoints, one per seed), and for miou, boundary_miou and pixel_accuracy
+      mean, std and interval over seeds (None where a run has no number), and for all but the first "difference": of
+      miou, the same, and by_seed; all in %.
 
     Raises:
       UserError: see `comparison.check`; and when methods were not trained with the same seeds.
@@ -89,7 +90,8 @@ def compare(methods: list[Method]) -> list[dict]:
                 "by seed, so compare runs of the same ones"
             )
         scores = [entry.scores() for entry in method.entries.values()]
-        row = {"name": method.name, "seeds": list(method.entries)}
+        steps = [entry.result["checkpoint"]["step"] for entry in method.entries.values()]
+        row = {"name": method.name, "seeds": list(method.entries), "steps": steps}
         row |= {key: _summary([score[key] for score in scores]) for key in SCORES}
         if method is not first:
             base = [entry.scores()["miou"] for entry in first.entries.values()]
@@ -110,6 +112,7 @@ def table(rows: list[dict]) -> str:
     lines = []
     for row in rows:
         line = {"runs": row["name"], "seeds": ", ".join(map(str, row["seeds"]))}
+        line["step"] = ", ".join(map(str, sorted(set(row["steps"]))))
         line |= {name: _spread(row[key]) for name, key in zip(("mIoU", "boundary", "accuracy"), SCORES, strict=True)}
         d = row.get("difference")
         interval = f" [{', '.join(f'{x:+.2f}' for x in d['interval'])}]" if d and d["std"] is not None else ""

@@ -39,12 +39,20 @@ def test_differences_are_paired_by_seed():
 
 def test_the_table_names_seeds_and_signs():
     head, first, second, note = seeds.table(seeds.compare([method("a", BASE), method("b", OTHER)])).splitlines()
-    assert head.split()[:3] == ["runs", "seeds", "mIoU"]
-    assert first.startswith("a_*")
+    assert head.split()[:4] == ["runs", "seeds", "step", "mIoU"]
+    assert first.split()[:5] == ["a_*", "0,", "1,", "2", "9"]
     assert "30.33 ± 3.51" in first
     assert "+1.00 ± 2.00 [-3.97, +5.97]" in second
     assert second.endswith("+1.00, -1.00, +3.00")
     assert note.endswith("differences to a_*, seed by seed")
+
+
+def test_runs_of_different_length_are_seen():
+    early = method("b", OTHER, checkpoint={"step": 4})
+    early.entries[1] = method("b", OTHER).entries[1]
+    row = seeds.compare([method("a", BASE), early])[1]
+    assert row["steps"] == [4, 9, 4]
+    assert seeds.table([row | {"difference": None}]).splitlines()[1].split()[4:6] == ["4,", "9"]
 
 
 def test_one_seed_has_no_spread():
