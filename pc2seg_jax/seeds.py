@@ -21,7 +21,8 @@ class Method(NamedTuple):
 
 
 def is_pattern(text: str) -> bool:
-    return any(letter in text for letter in "*?[")
+    """Whether this stands for several folders, rather than being one that has such a letter in its name."""
+    return any(letter in text for letter in "*?[") and not path_of(text).exists()
 
 
 def find_runs(pattern: str) -> list[AnyPath]:
@@ -33,7 +34,7 @@ def find_runs(pattern: str) -> list[AnyPath]:
     path = path_of(pattern)
     if is_pattern(str(path.parent)):
         raise UserError(f"--compare: {pattern} has a wildcard before its last part, expected one such as runs/pc2seg_*")
-    found = sorted(path.parent.glob(path.name)) if is_pattern(path.name) else [path]
+    found = sorted(path.parent.glob(path.name)) if is_pattern(pattern) else [path]
     runs = [folder for folder in found if (folder / "config.json").is_file()]
     if not runs:
         raise UserError(f"--compare: no folder that {pattern} names is that of a run: it would hold config.json")

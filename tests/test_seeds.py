@@ -87,6 +87,11 @@ def test_a_pattern_finds_runs_alone(tmp_path):
     (tmp_path / "b_note.txt").touch()
     assert seeds.find_runs(f"{tmp_path}/b_*") == [tmp_path / "b_0", tmp_path / "b_1"]
     assert seeds.find_runs(f"{tmp_path}/c_0") == [tmp_path / "c_0"]
+    odd = tmp_path / "c[1]"
+    odd.mkdir()
+    (odd / "config.json").touch()
+    assert not seeds.is_pattern(str(odd))
+    assert seeds.find_runs(str(odd)) == [odd]
     for pattern, words in (
         (f"{tmp_path}/d*", "it would hold config.json"),
         (f"{tmp_path}/*/b", "before its last part"),
