@@ -25,7 +25,7 @@ from pc2seg_jax.resize import resize_bilinear, subsample_nearest
 from pc2seg_jax.types import Array, Batch, GroupSpan, Labeled, Outputs, Tree, Unlabeled
 
 LABEL_LOSSES = {"cosine": cosine_consistency, "cross_entropy": cross_entropy_consistency}
-PAIRS_ON_GPU = 2**22  # of a group, 16 MB for each of the arrays in work
+PAIRS_ON_GPU = 2**29  # 2 GB for each of the float32 arrays in work
 FEATURE_LOSSES = ("pixel_contrast", "pixel_consistency", "image_contrast")
 
 
@@ -114,12 +114,13 @@ def _feature_terms(
     settings: FeatureSettings,
     ignore_id: int,
     pairs_at_once: int,
+    dtype: jnp.dtype,
 ) -> dict[str, tuple[Array, Array]]:
     """{term: (values, mask)} of one layer for `map_groups`; the loss is called "loss".
 
     Args:
       views: weak, strong [G, g', h, w, D] projected features, probs, valid, label [G, g', h, w, ...].
-      pairs_at_once: see `pixel_contrast`.
+      pairs_at_once, dtype: see `pixel_contrast`.
     """
     weak, strong, valid = views["weak"], views["strong"], views["valid"]
     if settings.feature_loss == "pixel_consistency":
@@ -140,6 +141,7 @@ def _feature_terms(
         label=views["label"],
         ignore_id=ignore_id,
         pairs_at_once=pairs_at_once,
+        dtype=dtype,
         span=span,
     )
     terms = {
@@ -168,6 +170,7 @@ def _feature_losses(
     ignore_id: int,
     group_size: int,
     mesh: Mesh | None,
+    dtype: jnp.dtype,
 ) -> tuple[dict[str, Average], tuple[str, ...]]:
     """The feature-space losses of all layers (projected features by layer) with what else to log, and their names."""
     terms, losses = {}, []
@@ -184,7 +187,7 @@ def _feature_losses(
             "label": None if unlabeled.label is None else subsample_nearest(unlabeled.label, cells),
         }
         function = functools.partial(
-            _feature_terms, settings=settings, ignore_id=ignore_id, pairs_at_once=pairs_at_once
+            _feature_terms, settings=settings, ignore_id=ignore_id, pairs_at_once=pairs_at_once, dtype=dtype
         )
         found = map_groups(function, views, keys, group_size=group_size, mesh=mesh)
         name = kind.get(settings.feature_loss, "contrast")
@@ -292,6 +295,7 @@ def pc2seg(
             ignore_id=ignore_id,
             group_size=group_size,
             mesh=mesh,
+            dtype=jax.tree.leaves(strong.features)[0].dtype,  # that of the network's activations
         )
         terms |= measured
         weights |= dict.fromkeys(losses, contrast_weight)

@@ -1,7 +1,7 @@
 """Window sampling draws what full sampling draws, or says that it did not."""
 
+import collections
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run
 
-from pc2seg_jax.ops.contrastive import choose_window
-from pc2seg_jax.ops.sampling import Candidates, draw_mask, exponential_clocks, sampling_weights, sorted_clocks
+from pc2seg_jax.ops.arrivals import CHUNK, NO_MARK, Arrivals, draw_arrivals, draw_from_arrivals
+from pc2seg_jax.ops.contrastive import GOLDEN_SECTION, choose_window
+from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)
 
@@ -27,78 +28,115 @@ def inclusion_probabilities(weights, n):
     return included
 
 
-def test_sorted_clocks_have_the_law_of_sorted_exponentials():
-    trials, m, k = 40_000, 9, 5
-    times, horizon = jax.vmap(lambda key: sorted_clocks(key, m, k))(jax.random.split(KEY, trials))
-    found = np.concatenate([times, horizon[:, None]], axis=1)
-    assert (np.diff(found, axis=1) > 0).all()
-    expected = np.cumsum(1 / (m - np.arange(k + 1)))  # mean of the order statistics
-    spread = np.sqrt(np.cumsum(1 / (m - np.arange(k + 1)) ** 2))  # and their standard deviation
-    assert (np.abs(found.mean(0) - expected) < 5 * spread / np.sqrt(trials)).all()
-    np.testing.assert_allclose(found.std(0), spread, rtol=0.03)
-    slow = np.sort(np.random.default_rng(0).exponential(size=(trials, m)), axis=1)[:, : k + 1]
-    quantiles = np.linspace(0.05, 0.95, 7)
-    np.testing.assert_allclose(np.quantile(found, quantiles, 0), np.quantile(slow, quantiles, 0), rtol=0.08)
+def draw(key, m, k):
+    key, key_marks = jax.random.split(key)
+    return draw_arrivals(key, jax.random.bits(key_marks, (m,)), k)
 
 
-def test_a_window_that_holds_all_has_no_horizon():
-    times, horizon = sorted_clocks(KEY, 6, 6)
-    assert times.shape == (6,)
-    assert np.isposinf(horizon)
+def stream(key, m, k):
+    return jax.device_get(draw(key, m, k))
 
 
-@pytest.mark.parametrize(("n", "k"), [(3, 20), (8, 20), (8, 30), (8, 40)])
-def test_a_window_draws_the_first_of_the_full_draw_and_certifies_the_rest(n, k):
-    """With the same clocks for both: never another candidate, and all of them where the certificate holds."""
-    rows, m = 400, 40
-    rng = np.random.default_rng(n)
-    weights = np.where(rng.random((rows, m)) < rng.random((rows, 1)), rng.random((rows, m)), 0).astype(np.float32)
-    clocks = np.sort(np.asarray(exponential_clocks(jax.random.split(KEY, rows), m)), axis=1)
-    horizon = np.append(clocks, np.full((rows, 1), np.inf, np.float32), axis=1)[:, k]
-    full = np.asarray(draw_mask(clocks, weights, n))
-    drawn = np.asarray(draw_mask(clocks[:, :k], weights[:, :k], n, horizon))
-    assert not (drawn & ~full[:, :k]).any()
-    assert not full[:, k:].any() or k < m
-    certified = drawn.sum(1) == n
-    np.testing.assert_array_equal(drawn[certified], full[certified, :k])
-    assert not full[certified, k:].any()
-    if k < m:
-        assert 0 < certified.mean() < 1
-        race = np.where(weights > 0, clocks / np.where(weights > 0, weights, 1), np.inf)
-        with np.errstate(invalid="ignore"):
-            nth = np.sort(race[:, :k], axis=1)[:, n - 1]
-        np.testing.assert_array_equal(certified, nth <= horizon)
+@pytest.mark.parametrize(("m", "k"), [(40, 40), (300, 40), (1000, 900)])
+def test_an_arrival_knows_the_earlier_marks_of_its_candidate(m, k):
+    arrivals = stream(KEY, m, k)
+    smallest = {}
+    for order, mark, earlier in zip(*arrivals, strict=True):
+        assert order in smallest or order == len(smallest)  # numbered by first arrival
+        assert earlier == smallest.get(order, np.float32(NO_MARK))
+        assert 0 < mark < earlier
+        smallest[order] = mark
+    assert max(smallest) < m
+    assert len(smallest) < k  # some came again
+
+
+def first_arrivals_of_use(rng, m, k):
+    """The stream as it is defined: one of m, each alike, with a mark, until k arrivals counted for some weight."""
+    number, smallest, found = {}, {}, []
+    while len(found) < k:
+        candidate, mark = rng.integers(m), rng.random()
+        order = number.setdefault(candidate, len(number))
+        if mark < smallest.get(order, NO_MARK):
+            found.append(order)
+            smallest[order] = mark
+    return tuple(found)
+
+
+def test_the_stream_has_the_law_of_its_definition():
+    """How often every sequence of the first three of use comes: 0 1 2, 0 1 1, 0 1 0, 0 0 1, 0 0 0."""
+    trials, m, k = 60_000, 3, 3
+    # What comes after the k-th is cut off, and what is not of use does not count: one sequence in 70 is too short.
+    arrivals = jax.device_get(jax.jit(jax.vmap(lambda key: draw(key, m, k)))(jax.random.split(KEY, trials)))
+    complete = (arrivals.mark < arrivals.earlier).all(axis=1)
+    assert complete.mean() > 0.999
+    rng = np.random.default_rng(0)
+    expected = collections.Counter(first_arrivals_of_use(rng, m, k) for _ in range(trials))
+    found = collections.Counter(map(tuple, arrivals.order[complete].tolist()))
+    assert len(expected) == 5
+    for sequence in expected | found:
+        assert abs(found[sequence] - expected[sequence]) < 5 * np.sqrt(2 * expected[sequence])
+
+
+def test_a_draw_is_the_first_arrivals_that_count():
+    """Row by row and arrival by arrival; 300 arrivals are three chunks, the last of them not full."""
+    rng = np.random.default_rng(0)
+    arrivals = stream(KEY, 400, k := 300)
+    weights = np.where(rng.random((60, 400)) < rng.random((60, 1)), rng.random((60, 400)), 0).astype(np.float32)
+    weights[0], weights[1] = 0, 1
+    weights = weights[:, arrivals.order]  # of a candidate that comes again, the same
+    for n in (1, 40, CHUNK, 200, 1000):
+        expected = np.zeros(weights.shape, bool)
+        for row, w in enumerate(weights):
+            drawn = set()
+            for t in range(k):
+                if arrivals.mark[t] < w[t] and arrivals.order[t] not in drawn and len(drawn) < n:
+                    drawn.add(arrivals.order[t])
+                    expected[row, t] = True
+        assert expected.sum(1).max() == min(n, len(set(arrivals.order)))
+        for f in (draw_from_arrivals, jax.jit(draw_from_arrivals, static_argnums=2)):
+            np.testing.assert_array_equal(f(arrivals, weights, n), expected)
+
+
+def test_a_longer_stream_draws_no_other_candidates_and_what_is_certified_stays():
+    rng = np.random.default_rng(3)
+    arrivals = stream(KEY, 100, 100)
+    weights = np.where(rng.random((400, 100)) < rng.random((400, 1)), rng.random((400, 100)), 0).astype(np.float32)
+    weights = weights[:, arrivals.order]
+    whole = np.asarray(draw_from_arrivals(arrivals, weights, 8))
+    part = np.asarray(draw_from_arrivals(Arrivals(*(x[:30] for x in arrivals)), weights[:, :30], 8))
+    np.testing.assert_array_equal(part, whole[:, :30])
+    certified = part.sum(1) == 8
+    assert 0.1 < certified.mean() < 0.9
+    assert not whole[certified, 30:].any()
+    assert whole[~certified, 30:].any()
 
 
 WEIGHTS = np.array([0.1, 1.0, 0.0, 0.45, 0.02, 0.9, 0.0, 0.3, 1.0, 0.7, 0.6, 0.0, 0.5, 0.8], np.float32)
+WEIGHTS = np.tile(WEIGHTS, 4)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_inclusion_frequencies_of_the_window_are_those_of_draws_without_replacement(n):
-    trials, m, k = 200_000, len(WEIGHTS), 12
+def test_inclusion_frequencies_of_the_window_are_those_of_draws_without_replacement():
+    trials, m, k, numbers = 200_000, len(WEIGHTS), 44, (1, 2, 3)
 
-    @jax.jit
-    def draw(key):
-        key_order, key_clocks = jax.random.split(key)
-        order = jax.random.permutation(key_order, m)[:k]
-        times, horizon = sorted_clocks(key_clocks, m, k)
-        drawn = draw_mask(times, jnp.asarray(WEIGHTS)[order][None], n, horizon)[0]
-        return jnp.zeros(m, bool).at[order].set(drawn)
+    def draw_of(key):
+        key_circle, key_arrivals = jax.random.split(key)
+        arrivals = draw(key_arrivals, m, k)
+        places = jax.random.permutation(key_circle, m)[arrivals.order]
+        weights = jnp.asarray(WEIGHTS)[places][None]
+        drawn = [draw_from_arrivals(arrivals, weights, n)[0] for n in numbers]
+        return [jnp.zeros(m, jnp.int32).at[places].add(x) for x in drawn]
 
-    drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(n), trials)))
-    uncertified = (drawn.sum(1) < n).mean()
-    assert uncertified < (0.0, 1e-5, 2e-4, 5e-3)[n]
-    expected = inclusion_probabilities(WEIGHTS, n)
-    standard_error = np.sqrt(expected * (1 - expected) / trials)
-    # A draw that is not certified lacks something, so it can only miss.
-    difference = drawn.mean(0) - expected
-    assert (difference <= 5 * standard_error).all()
-    assert (difference >= -5 * standard_error - uncertified).all()
-    assert not drawn[:, WEIGHTS == 0].any()
+    found = jax.device_get(jax.jit(jax.vmap(draw_of))(jax.random.split(KEY, trials)))
+    for n, drawn in zip(numbers, found, strict=True):
+        assert drawn.max() == 1  # none twice
+        assert (drawn.sum(1) == n).all()  # 44 arrivals of 56 candidates, a third of which comes again, are enough
+        expected = inclusion_probabilities(WEIGHTS, n)
+        standard_error = np.sqrt(expected * (1 - expected) / trials)
+        assert (np.abs(drawn.mean(0) - expected) <= 5 * standard_error).all()
 
 
-def window_loops(x, num_negatives, window, block_cells):
-    """Eq. 4 anchor by anchor in float64 with the windows of its block; permutation and clocks from the code."""
+def window_loops(x, num_negatives, window, block_anchors):
+    """Eq. 4 anchor by anchor in float64 with the windows of its block; permutation and arrivals from the code."""
     groups, images, size, _, dim = x["weak"].shape
     pixels = images * size * size
     losses, found = np.zeros((groups, 2 * pixels)), np.zeros((groups, 2 * pixels))
@@ -112,16 +150,19 @@ def window_loops(x, num_negatives, window, block_cells):
             valid=np.tile(x["valid"][g].ravel(), 2),
         )
         weights = np.asarray(sampling_weights("pseudo_label", c, c))
-        key_order, key_clocks = jax.random.split(jax.random.fold_in(KEY, g))
-        circle = np.asarray(jax.random.permutation(key_order, 2 * pixels))
-        blocks = -(-(size**2) // block_cells)
+        key_circle, key_marks, key_arrivals = jax.random.split(jax.random.fold_in(KEY, g), 3)
+        bits = np.asarray(jax.random.bits(key_marks, (2 * pixels,)))
+        circle = np.asarray(jax.random.permutation(key_circle, 2 * pixels))
+        blocks = -(-2 * size**2 // block_anchors)
         for a in range(2 * pixels):
-            block = a % size**2 // block_cells
-            times, horizon = sorted_clocks(jax.random.fold_in(key_clocks, block), 2 * pixels, window)
-            order = np.roll(circle, -(block * 2 * pixels // blocks))[:window]
-            clocks = zip(np.asarray(times), order, strict=True)
-            race = [(t / weights[a, j], j) for t, j in clocks if weights[a, j] > 0]
-            negatives = [j for t, j in sorted(race) if t <= horizon][:num_negatives]
+            view, cell = a // pixels, a % size**2
+            block = (2 * cell + view) % blocks
+            start, turn = block * 2 * pixels // blocks, np.uint32(block * GOLDEN_SECTION % 2**32)
+            key_block = jax.random.fold_in(key_arrivals, block)
+            arrivals = jax.device_get(draw_arrivals(key_block, np.roll(bits, -start) + turn, window))
+            places = np.roll(circle, -start)[arrivals.order]
+            came = [j for j, mark in zip(places, arrivals.mark, strict=True) if mark < weights[a, j]]
+            negatives = list(dict.fromkeys(came))[:num_negatives]
             found[g, a] = len(negatives)
             q = sum(np.exp(z[a] @ z[j] / TEMPERATURE) for j in negatives)
             p = np.exp(z[a] @ z[(a + pixels) % (2 * pixels)] / TEMPERATURE)
@@ -129,12 +170,12 @@ def window_loops(x, num_negatives, window, block_cells):
     return [np.moveaxis(y.reshape(groups, 2, images, size, size), 1, 2) for y in (losses, found)]
 
 
-@pytest.mark.parametrize(("window", "block_cells"), [(12, 9), (20, 3), (30, 2)])
-def test_window_loss_equals_the_loop(window, block_cells):
-    """Nine cells: one block, three, and four and a half, the last of which is filled up."""
+@pytest.mark.parametrize(("window", "block_anchors"), [(12, 18), (20, 6), (30, 4)])
+def test_window_loss_equals_the_loop(window, block_anchors):
+    """Eighteen anchors of an image: one block, three, and four and a half, the last of which are filled up."""
     x = inputs(size=3)
-    loss, _, stats = run(x, method="window", window=window, block_size=4 * block_cells)
-    expected, found = window_loops(x, 6, window, math.ceil(9 / math.ceil(9 / block_cells)))
+    loss, _, stats = run(x, method="window", window=window, block_size=2 * block_anchors)
+    expected, found = window_loops(x, 6, window, block_anchors)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(stats.num_negatives, found)
     np.testing.assert_array_equal(stats.exact, found == 6)
@@ -147,7 +188,7 @@ def test_blocks_side_by_side_are_blocks_one_after_the_other():
     settings = {"method": "window", "window": 20, "block_size": 4}
     expected = loss_and_gradient(inputs(size=3), **settings)
     for blocks in (3, 5, 9):
-        found = loss_and_gradient(inputs(size=3), pairs_at_once=blocks * 4 * 20, **settings)
+        found = loss_and_gradient(inputs(size=3), pairs_at_once=blocks * 2 * 4 * 20, **settings)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), found, expected)
 
 
@@ -202,7 +243,7 @@ def test_blocks_draw_apart_from_one_another():
 
     def spread(block_size):
         options = {"strategy": "uniform", "num_negatives": 4, "method": "window", "window": 40}
-        stats = [run(x, key=jax.random.key(i), block_size=block_size, **options)[2] for i in range(100)]
+        stats = [run(x, key=jax.random.key(i), block_size=block_size, **options)[2] for i in range(1000)]
         return np.std([np.mean(s.false_negative_rate) for s in stats])
 
     assert spread(2) < 0.3 * spread(72)

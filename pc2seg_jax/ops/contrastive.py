@@ -1,11 +1,10 @@
 """The pixel contrastive loss (eq. 4) over groups of images.
 
-Method "window": the candidates of a group are permuted once, and every block of anchors looks at `window` of them, with
-sorted clocks that its anchors share; each anchor's draw has the law of the full one, and only those marginals enter a
-sum over anchors. N draws before the window's horizon (`sampling.sorted_clocks`) are *certified* to be the first N of
-all candidates. An anchor with fewer keeps these, which are first of all, too, and is counted as not exact: nothing is
-drawn in place of what was not looked at. Method "full": every anchor looks at all candidates with clocks of its own,
-also where a window would hold them all.
+Method "window": every block of anchors looks at a stream of `window` candidates (`arrivals`), the same for all of its
+anchors; each anchor's draw has the law of the full one, and only those marginals enter a sum over anchors. An anchor
+that finds N negatives in the stream has its exact draw, of all candidates. One with fewer keeps these, which are the
+first of that draw, and is counted as not exact: nothing is drawn in place of what was not looked at. Method "full":
+every anchor looks at all candidates with clocks of its own, also where a window would hold them all.
 """
 
 import math
@@ -13,8 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
+from pc2seg_jax.ops.arrivals import Arrivals, draw_arrivals, draw_from_arrivals
+from pc2seg_jax.ops.info_nce import compare_with_negatives
 from pc2seg_jax.ops.losses import NOT_DRAWN, unit_vectors
 from pc2seg_jax.ops.sampling import (
     Candidates,
@@ -22,11 +22,11 @@ from pc2seg_jax.ops.sampling import (
     exponential_clocks,
     gumbel_top_k,
     sampling_weights,
-    sorted_clocks,
 )
 from pc2seg_jax.types import GroupSpan
 
 METHODS = ("window", "full")
+GOLDEN_SECTION = 0x9E3779B9  # of 2^32
 
 
 class ContrastStats(NamedTuple):
@@ -89,13 +89,13 @@ def pixel_contrast(
     ignore_id: int = 255,
     block_size: int = 0,
     pairs_at_once: int = 0,
+    dtype: jnp.dtype = jnp.float32,
     span: GroupSpan | None = None,
 ) -> tuple[jax.Array, jax.Array, ContrastStats]:
     """InfoNCE of every pixel of both views, -log(e^p / (e^p + sum_n e^q_n)), p and q_n cosines / temperature.
 
     The positive is the same pixel in the other view; the negatives are drawn from both views of the anchor's group, and
-    never gathered: similarities are a matrix product, the drawn set is a mask. Blocks of anchors are taken one after
-    the other; the backward pass keeps only the masks.
+    never gathered: similarities are a matrix product, the drawn set is a mask. Blocks of anchors come one by one.
 
     Args:
       weak, strong: [G, g', h, w, D] projected features of the images at hand, any float type; normalised here.
@@ -110,8 +110,9 @@ def pixel_contrast(
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
       block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it.
-      pairs_at_once: "window" takes so many blocks side by side as have this many pairs of anchor and candidate in a
-        group, at least one: for devices that one block does not keep busy. The result does not depend on it.
+      pairs_at_once: "window" takes so many blocks side by side as have this many pairs of anchor and candidate, or one:
+        for devices that one block does not keep busy. The result does not depend on it.
+      dtype: float type of the features in the products of anchors and negatives, which are summed in float32.
       span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
@@ -130,13 +131,15 @@ def pixel_contrast(
     width = choose_window(num_negatives, num_candidates) if window == 0 else min(window, num_candidates)
     method = "full" if width == num_candidates else method
     num_blocks = _count_blocks(cells, images := num_candidates // (2 * cells), block_size)
-    at_once = _blocks_at_once(num_blocks, pairs_at_once // (math.ceil(cells / num_blocks) * 2 * weak.shape[1] * width))
+    at_once = _blocks_at_once(num_blocks, pairs_at_once * num_blocks // (2 * math.prod(weak.shape[:4]) * width))
 
-    def of_block(anchors: _Pixels, positive, candidates: _Pixels, clocks, horizon):
+    def of_block(anchors: _Pixels, positive, candidates: _Pixels, draw):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
-        drawn = checkpoint_name(draw_mask(clocks, weights, num_negatives, horizon), "drawn")
-        cosine = jnp.matmul(anchors.z, candidates.z.T)
-        return _info_nce(anchors, positive, weights, cosine, drawn, candidates.label, temperature)
+        drawn = draw(weights)
+        positive = jnp.sum(anchors.z * positive, axis=-1)
+        z = anchors.z.astype(dtype), candidates.z.astype(dtype)
+        ratio, cosines = compare_with_negatives(z[0], positive, z[1], drawn, temperature)
+        return _info_nce(anchors, positive, ratio, cosines, weights, drawn, candidates.label)
 
     def of_group(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, key: jax.Array):
         blocks = jax.tree.map(lambda x: _cut(x, num_blocks), (anchors, positive))
@@ -144,13 +147,17 @@ def pixel_contrast(
 
             def look_at_all(block):
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number)
-                return of_block(*block, candidates, exponential_clocks(keys, num_candidates), jnp.inf)
+                clocks = exponential_clocks(keys, num_candidates)
+                return of_block(*block, candidates, lambda weights: draw_mask(clocks, weights, num_negatives))
 
             return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
-        # Only the draw is kept for the backward pass: a draw repeated with other rounding might be another one.
-        keep = jax.checkpoint_policies.save_only_these_names("drawn")
-        body = jax.checkpoint(lambda block: of_block(*block), prevent_cse=False, policy=keep)
-        return jax.lax.map(body, (*blocks, *_windows(candidates, key, num_blocks, width)), batch_size=at_once)
+
+        def look_at_a_window(block):
+            *pixels, arrivals = block
+            return of_block(*pixels, lambda weights: draw_from_arrivals(arrivals, weights, num_negatives))
+
+        windows = _windows(candidates, key, num_blocks, width, dtype)
+        return jax.lax.map(look_at_a_window, (*blocks, *windows), batch_size=at_once)
 
     positive = anchors.z[:, ::-1]
     results = jax.vmap(of_group)(anchors, positive, candidates, keys)
@@ -187,13 +194,16 @@ def pixel_contrast_literal(
         weights = sampling_weights(strategy, known, known)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pixels.number)
         index, drawn = gumbel_top_k(exponential_clocks(keys, len(pixels.number)), weights, num_negatives)
+        positive = jnp.sum(pixels.z * positive, axis=-1)
         cosine = jnp.sum(pixels.z[:, None, :] * pixels.z[index], axis=-1)
+        negatives = jax.nn.logsumexp(jnp.where(drawn, cosine / temperature, NOT_DRAWN), axis=-1)
+        compared = negatives - positive / temperature, jnp.sum(jnp.where(drawn, cosine, 0.0), axis=-1)
         label = None if pixels.label is None else pixels.label[index]
-        return _info_nce(pixels, positive, weights, cosine, drawn, label, temperature)
+        return _info_nce(pixels, positive, *compared, weights, drawn, label)
 
     positive = anchors.z[:, ::-1].reshape(candidates.z.shape)
     results = jax.lax.map(of_group, (candidates, positive, keys))
-    return jax.tree.map(lambda x: _join(x[:, None], weak.shape[:4]), results)
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, 2, *weak.shape[1:4]), 1, 2), results)
 
 
 def _pixels(weak, strong, probs, valid, label, ignore_id, span: GroupSpan) -> tuple[_Pixels, _Pixels]:
@@ -219,21 +229,27 @@ def _pixels(weak, strong, probs, valid, label, ignore_id, span: GroupSpan) -> tu
     return _Pixels(z, at_hand, *shown), together
 
 
-def _windows(candidates: _Pixels, key: jax.Array, blocks: int, width: int) -> tuple[_Pixels, jax.Array, jax.Array]:
-    """What every block looks at: a part of the candidates in a permuted circle, their clocks, and the horizon.
+def _windows(candidates: _Pixels, key, blocks: int, width: int, dtype: jnp.dtype) -> tuple[_Pixels, Arrivals]:
+    """What every block looks at: the candidates that arrive first, from a permuted circle of all, and their marks.
 
-    The windows start at equal distances, not at random places: each is a uniformly drawn part in a uniformly drawn
-    order all the same, and together they use all candidates alike. Their first candidates, which are the likeliest to
-    be drawn, differ from block to block as much as they can: blocks that start together would draw the same pixels.
+    Blocks shall draw as differently as they can; each for itself has uniformly drawn candidates in a uniformly drawn
+    order with uniform marks. So their windows start at equal distances in the circle, not at random places, and where
+    two windows overlap, a candidate has two distant marks: they turn by the golden section from block to block.
     """
     count = len(candidates.number)
-    key_order, key_clocks = jax.random.split(key)
-    order = jax.random.permutation(key_order, count)
+    key_circle, key_marks, key_arrivals = jax.random.split(key, 3)
+    circle = jax.random.permutation(key_circle, count)
+    marks = jax.random.bits(key_marks, (count,))
     starts = jnp.arange(blocks) * count // blocks
-    places = order[(starts[:, None] + jnp.arange(width)) % count]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_clocks, jnp.arange(blocks))
-    clocks, horizons = jax.vmap(lambda key: sorted_clocks(key, count, width))(keys)
-    return jax.tree.map(lambda x: x[places], candidates), clocks, horizons
+
+    def arrivals_of(block, start):
+        turned = jnp.roll(marks, -start) + block.astype(jnp.uint32) * jnp.uint32(GOLDEN_SECTION)
+        return draw_arrivals(jax.random.fold_in(key_arrivals, block), turned, width)
+
+    arrivals = jax.vmap(arrivals_of)(jnp.arange(blocks), starts)
+    places = circle[(starts[:, None] + arrivals.order) % count]
+    seen = jax.tree.map(lambda x: x[places], candidates)
+    return seen._replace(z=seen.z.astype(dtype)), arrivals  # cast here, the gradients of a candidate add up in float32
 
 
 def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
@@ -242,8 +258,8 @@ def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
 
 
 def _count_blocks(cells: int, images: int, block_size: int) -> int:
-    """Of every image the same cells make a block, so that the loop is not over an axis that devices share."""
-    return math.ceil(cells / max(1, (block_size or max(256, 32 * images)) // (2 * images)))
+    """Of every image the same anchors make a block, so that the loop is not over an axis that devices share."""
+    return math.ceil(2 * cells / max(1, (block_size or max(256, 32 * images)) // images))
 
 
 def _blocks_at_once(num_blocks: int, limit: int) -> int | None:
@@ -253,30 +269,30 @@ def _blocks_at_once(num_blocks: int, limit: int) -> int | None:
 
 
 def _cut(x: jax.Array, num_blocks: int) -> jax.Array:
-    """[K, g', cells, ...] -> [blocks, A, ...]; the last block is filled with copies of the first cells."""
-    size = math.ceil(x.shape[2] / num_blocks)
-    x = jnp.concatenate([x, x[:, :, : num_blocks * size - x.shape[2]]], axis=2)
-    x = jnp.moveaxis(x.reshape(*x.shape[:2], num_blocks, size, *x.shape[3:]), 2, 0)
-    return x.reshape(num_blocks, -1, *x.shape[4:])
+    """[K, g', cells, ...] -> [blocks, A, ...]; the last blocks are filled with copies of the first anchors.
+
+    Both views of a cell, and cells side by side, are in different blocks: they are alike, and would draw alike.
+    """
+    x = jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
+    size = math.ceil(x.shape[1] / num_blocks)
+    x = jnp.concatenate([x, x[:, : num_blocks * size - x.shape[1]]], axis=1)
+    x = jnp.moveaxis(x.reshape(len(x), size, num_blocks, *x.shape[2:]), 2, 0)
+    return x.reshape(num_blocks, -1, *x.shape[3:])
 
 
 def _join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Undoes `_cut`: [G, blocks, A] -> [G, g', K, h, w]."""
     groups, images, height, width = shape
-    x = x.reshape(groups, x.shape[1], 2, images, -1)
-    x = jnp.moveaxis(x, 1, 3).reshape(groups, 2, images, -1)[..., : height * width]
-    return jnp.moveaxis(x, 1, 2).reshape(groups, images, 2, height, width)
+    x = jnp.moveaxis(x.reshape(groups, x.shape[1], images, -1), 1, 3)
+    x = x.reshape(groups, images, -1)[..., : height * width * 2].reshape(groups, images, height, width, 2)
+    return jnp.moveaxis(x, -1, 2)
 
 
-def _info_nce(anchors: _Pixels, positive, weights, cosine, drawn, label, temperature):
-    """Loss, mask and statistics of A anchors from the cosines to, and the labels ([J] or [A, J]) of, J candidates."""
-    positive = jnp.sum(anchors.z * positive, axis=-1)
-    negatives = jax.nn.logsumexp(jnp.where(drawn, cosine / temperature, NOT_DRAWN), axis=-1)
-    mask = anchors.valid & jnp.any(drawn, axis=-1)
-    # log(e^p + e^q) - p, written so that a small loss is not the difference of two large numbers.
-    loss = jnp.where(mask, jax.nn.softplus(negatives - positive / temperature), 0.0)
-
+def _info_nce(anchors: _Pixels, positive, ratio, cosines, weights, drawn, label):
+    """Loss, mask and statistics of A anchors: `compare_with_negatives`, and [J] or [A, J] labels of J candidates."""
     num_drawn = jnp.sum(drawn, axis=-1, dtype=jnp.float32)
+    mask = anchors.valid & (num_drawn > 0)
+    loss = jnp.where(mask, jax.nn.softplus(ratio), 0.0)
     if label is None:
         false, known = jnp.zeros_like(num_drawn), jnp.zeros_like(num_drawn)
     else:
@@ -286,7 +302,7 @@ def _info_nce(anchors: _Pixels, positive, weights, cosine, drawn, label, tempera
         false = jnp.sum(both_known & (label == anchor_label), axis=-1, dtype=jnp.float32)
     stats = ContrastStats(
         positive_cosine=positive,
-        negative_cosine=jnp.sum(jnp.where(drawn, cosine, 0.0), axis=-1) / jnp.maximum(num_drawn, 1.0),
+        negative_cosine=cosines / jnp.maximum(num_drawn, 1.0),
         false_negative_rate=false / jnp.maximum(known, 1.0),
         measured=known > 0,
         num_negatives=num_drawn,

@@ -101,6 +101,14 @@ def sampling_weights(strategy: str, anchors: Candidates, candidates: Candidates)
     return jax.lax.stop_gradient(jnp.where(both_valid, weights, 0.0))
 
 
+def to_uniform(bits: jax.Array) -> jax.Array:
+    """Uniform numbers 0 < u < 1, float32, from [...] uint32: from all 32 bits, unlike `jax.random.uniform` from 23.
+
+    The small ones decide the draw: among 8712 candidates, 23 bits give several exact ties per anchor.
+    """
+    return jnp.minimum(bits.astype(jnp.float32) * 2.0**-32 + 2.0**-33, 1.0 - 2.0**-24)
+
+
 def exponential_clocks(keys: jax.Array, m: int) -> jax.Array:
     """Independent Exp(1) clocks, -log(1 - u), one key per anchor: they do not depend on how anchors are chunked.
 
@@ -112,10 +120,7 @@ def exponential_clocks(keys: jax.Array, m: int) -> jax.Array:
       [A, m] float32, > 0 and finite.
     """
     bits = jax.vmap(lambda key: jax.random.bits(key, (m,), jnp.uint32))(keys)
-    # All 32 bits, unlike the 23 of `jax.random.uniform`: the small clocks decide the draw, and with 8712 candidates a
-    # 23-bit clock has several exact ties per anchor.
-    u = jnp.minimum(bits.astype(jnp.float32) * 2.0**-32 + 2.0**-33, 1.0 - 2.0**-24)
-    return -jnp.log1p(-u)
+    return -jnp.log1p(-to_uniform(bits))
 
 
 def gumbel_top_k(clocks: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
@@ -137,39 +142,20 @@ def gumbel_top_k(clocks: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Arr
     return index, score > -jnp.inf
 
 
-def sorted_clocks(key: jax.Array, m: int, k: int) -> tuple[jax.Array, jax.Array]:
-    """The smallest k of m independent Exp(1) clocks in rising order, and the time of the next one.
-
-    The i-th smallest is sum_(l <= i) X_l / (m - l), X_l ~ Exp(1) (Renyi 1953), and which of the m candidates owns it is
-    a uniform permutation, independent of the times: so these times belong to the first k of permuted candidates.
+def draw_mask(clocks: jax.Array, weights: jax.Array, n: int) -> jax.Array:
+    """Draws without replacement as a mask: the n smallest E_ij / w_ij of every row, w = 0 never.
 
     Args:
-      key: a random key. m: number of candidates. k: 1..m, of which the window holds so many.
-
-    Returns:
-      times: [k] float32, rising. horizon: [] float32, before which no candidate outside of the window can be drawn, as
-      E / w >= E for w <= 1; inf where the window holds all (k = m).
-    """
-    spacings = exponential_clocks(key[None], min(k + 1, m))[0] / (m - jnp.arange(min(k + 1, m), dtype=jnp.float32))
-    times = jnp.cumsum(spacings)
-    return times[:k], times[k] if k < m else jnp.float32(jnp.inf)
-
-
-def draw_mask(clocks: jax.Array, weights: jax.Array, n: int, horizon: jax.Array | float = jnp.inf) -> jax.Array:
-    """Draws without replacement as a mask: the n smallest E_ij / w_ij of every row up to a horizon, w = 0 never.
-
-    Args:
-      clocks: [A, M] or [M] float32, `exponential_clocks` or `sorted_clocks`.
+      clocks: [A, M] or [M] float32, `exponential_clocks`.
       weights: [A, M] float32, 0 or 1e-6..1.
       n: negatives per anchor, >= 1.
-      horizon: later candidates are not drawn.
 
     Returns:
-      [A, M] bool. A row with fewer than n candidates before the horizon has all of those. Candidates that tie exactly
-      with the n-th are all drawn (about once in 1e5 rows of 8712 candidates).
+      [A, M] bool. A row with fewer than n candidates has all of those. Candidates that tie exactly with the n-th are
+      all drawn (about once in 1e5 rows of 8712 candidates).
     """
     race = jnp.where(weights > 0, clocks / jnp.where(weights > 0, weights, 1.0), jnp.inf)
-    latest = jnp.minimum(jnp.max(jnp.where(race < jnp.inf, race, 0.0), axis=1), horizon)
+    latest = jnp.max(jnp.where(race < jnp.inf, race, 0.0), axis=1)
     threshold = jax.lax.platform_dependent(
         race,
         latest,
