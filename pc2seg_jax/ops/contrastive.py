@@ -68,7 +68,8 @@ def choose_window(num_negatives: int, num_candidates: int) -> int:
     """How many candidates a block of anchors looks at by default: max(1024, 5 N rounded up to 128), at most all.
 
     The draw is exact for an anchor whose mean weight is above about N / window, so that with 5 N an anchor may have
-    three quarters of the candidates in its own class. 1024 cost next to nothing.
+    three quarters of the candidates in its own class; two thirds where 5 N is nearly all of them, as more arrive
+    again. 1024 cost next to nothing.
     """
     return min(num_candidates, max(1024, 128 * math.ceil(5 * num_negatives / 128)))
 
@@ -102,10 +103,8 @@ def pixel_contrast(
       probs: [G, g', h, w, C] float32 class probabilities of the weak view at feature resolution; no gradient.
       valid: [G, g', h, w] bool; invalid pixels are neither anchors nor negatives.
       keys: [G], one random key per group.
-      strategy: a key of `sampling.STRATEGIES`.
-      num_negatives: N of eq. 4; an anchor with fewer candidates uses those it has.
-      temperature: tau of eq. 4.
-      method: of `METHODS`, see above.
+      strategy, method: a key of `sampling.STRATEGIES`; of `METHODS`, see above.
+      num_negatives, temperature: N and tau of eq. 4; an anchor with fewer candidates than N uses those it has.
       window: candidates per block of anchors; 0: `choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
@@ -125,46 +124,41 @@ def pixel_contrast(
       ValueError: unknown strategy, or `oracle` without labels.
     """
     span = span or GroupSpan()
-    cells = math.prod(weak.shape[2:4])
     anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, span)
-    num_candidates = candidates.number.shape[1]
-    width = choose_window(num_negatives, num_candidates) if window == 0 else min(window, num_candidates)
-    method = "full" if width == num_candidates else method
-    num_blocks = _count_blocks(cells, images := num_candidates // (2 * cells), block_size)
-    at_once = _blocks_at_once(num_blocks, pairs_at_once * num_blocks // (2 * math.prod(weak.shape[:4]) * width))
+    num_candidates, cells = candidates.number.shape[1], math.prod(weak.shape[2:4])
+    width = (window or choose_window(num_negatives, num_candidates)) if method == "window" else num_candidates
+    whole = width >= num_candidates
+    images = num_candidates // (2 * cells)
+    size = max(1, min(2 * cells, (block_size or max(256, 32 * images)) // images))  # anchors of one image in a block
+    at_once = _blocks_at_once(-(-2 * cells // size), pairs_at_once // (math.prod(weak.shape[:2]) * size * width))
 
     def of_block(anchors: _Pixels, positive, candidates: _Pixels, draw):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
-        drawn = draw(weights)
-        positive = jnp.sum(anchors.z * positive, axis=-1)
+        positive, drawn = jnp.sum(anchors.z * positive, axis=-1), draw(weights)
         z = anchors.z.astype(dtype), candidates.z.astype(dtype)
-        ratio, cosines = compare_with_negatives(z[0], positive, z[1], drawn, temperature)
-        return _info_nce(anchors, positive, ratio, cosines, weights, drawn, candidates.label)
+        compared = compare_with_negatives(z[0], positive, z[1], drawn, temperature)
+        return _info_nce(anchors, positive, *compared, weights, drawn, candidates.label)
 
     def of_group(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, key: jax.Array):
-        blocks = jax.tree.map(lambda x: _cut(x, num_blocks), (anchors, positive))
-        if method == "full":
-
-            def look_at_all(block):
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number)
-                clocks = exponential_clocks(keys, num_candidates)
-                return of_block(*block, candidates, lambda weights: draw_mask(clocks, weights, num_negatives))
-
-            return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
+        def look_at_all(block):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number)
+            clocks = exponential_clocks(keys, num_candidates)
+            return of_block(*block, candidates, lambda weights: draw_mask(clocks, weights, num_negatives))
 
         def look_at_a_window(block):
             *pixels, arrivals = block
             return of_block(*pixels, lambda weights: draw_from_arrivals(arrivals, weights, num_negatives))
 
-        windows = _windows(candidates, key, num_blocks, width, dtype)
+        blocks = jax.tree.map(lambda x: _cut(x, size), (anchors, positive))
+        if whole:
+            return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
+        windows = _windows(candidates, key, len(blocks[1]), width, dtype)
         return jax.lax.map(look_at_a_window, (*blocks, *windows), batch_size=at_once)
 
-    positive = anchors.z[:, ::-1]
-    results = jax.vmap(of_group)(anchors, positive, candidates, keys)
+    results = jax.vmap(of_group)(anchors, anchors.z[:, ::-1], candidates, keys)
     loss, mask, stats = jax.tree.map(lambda x: _join(x, weak.shape[:4]), results)
-    looked_at = width / num_candidates if method == "window" else 1.0
-    exact = (stats.num_negatives >= num_negatives) | (looked_at == 1.0)
-    return loss, mask, stats._replace(num_candidates=stats.num_candidates / looked_at, exact=exact)
+    possible = stats.num_candidates * max(1.0, num_candidates / width)
+    return loss, mask, stats._replace(num_candidates=possible, exact=whole | (stats.num_negatives >= num_negatives))
 
 
 def pixel_contrast_literal(
@@ -257,27 +251,23 @@ def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
     return Candidates(pixel // cells, pixel, pixels.probs, pixels.valid, pixels.label)
 
 
-def _count_blocks(cells: int, images: int, block_size: int) -> int:
-    """Of every image the same anchors make a block, so that the loop is not over an axis that devices share."""
-    return math.ceil(2 * cells / max(1, (block_size or max(256, 32 * images)) // images))
-
-
 def _blocks_at_once(num_blocks: int, limit: int) -> int | None:
     """The largest divisor up to the limit, so that none are left over; None, for `lax.map`: one after the other."""
     largest = max(d for d in range(1, max(1, limit) + 1) if num_blocks % d == 0)
     return largest if largest > 1 else None
 
 
-def _cut(x: jax.Array, num_blocks: int) -> jax.Array:
-    """[K, g', cells, ...] -> [blocks, A, ...]; the last blocks are filled with copies of the first anchors.
+def _cut(x: jax.Array, size: int) -> jax.Array:
+    """[K, g', cells, ...] -> [blocks, g' * size, ...]; the last blocks are filled with copies of the first anchors.
 
+    Of every image the same anchors make a block, so that the loop over blocks is not over an axis that devices share.
     Both views of a cell, and cells side by side, are in different blocks: they are alike, and would draw alike.
     """
     x = jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
-    size = math.ceil(x.shape[1] / num_blocks)
-    x = jnp.concatenate([x, x[:, : num_blocks * size - x.shape[1]]], axis=1)
-    x = jnp.moveaxis(x.reshape(len(x), size, num_blocks, *x.shape[2:]), 2, 0)
-    return x.reshape(num_blocks, -1, *x.shape[3:])
+    blocks = math.ceil(x.shape[1] / size)
+    x = jnp.concatenate([x, x[:, : blocks * size - x.shape[1]]], axis=1)
+    x = jnp.moveaxis(x.reshape(len(x), size, blocks, *x.shape[2:]), 2, 0)
+    return x.reshape(blocks, -1, *x.shape[3:])
 
 
 def _join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
