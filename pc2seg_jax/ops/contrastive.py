@@ -190,8 +190,8 @@ def pixel_contrast_literal(
         index, drawn = gumbel_top_k(exponential_clocks(keys, len(pixels.number)), weights, num_negatives)
         positive = jnp.sum(pixels.z * positive, axis=-1)
         cosine = jnp.sum(pixels.z[:, None, :] * pixels.z[index], axis=-1)
-        negatives = jax.nn.logsumexp(jnp.where(drawn, cosine / temperature, NOT_DRAWN), axis=-1)
-        compared = negatives - positive / temperature, jnp.sum(jnp.where(drawn, cosine, 0.0), axis=-1)
+        logits = jnp.where(drawn, cosine / temperature, NOT_DRAWN)
+        compared = jax.nn.logsumexp(logits, axis=-1) - positive / temperature, jnp.sum(cosine * drawn, axis=-1)
         label = None if pixels.label is None else pixels.label[index]
         return _info_nce(pixels, positive, *compared, weights, drawn, label)
 
