@@ -27,9 +27,9 @@ def inputs(groups=2, images=2, size=5, dim=16, classes=4, seed=0):
 
 
 def run_eagerly(x, key=KEY, contrast=pixel_contrast, strategy="pseudo_label", num_negatives=6, **options):
+    """(loss, mask, stats)"""
     if contrast is pixel_contrast:
         options = {"method": "full"} | options
-    """(loss, mask, stats)"""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x["weak"])))
     arguments = (x["weak"], x["strong"], x["probs"], x["valid"], keys)
     return contrast(*arguments, label=x["label"], strategy=strategy, num_negatives=num_negatives, **options)
@@ -196,6 +196,18 @@ def test_zero_features_have_no_gradient():
     assert all(np.isfinite(g).all() for g in gradient)
     assert not np.any(gradient[0][0, 0])
     assert np.any(gradient[0][0, 1])
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "window", "window": 24}])
+def test_what_is_not_a_number_is_not_hidden_by_an_empty_draw(options):
+    x = inputs(size=3)
+    for name in ("weak", "strong", "probs"):
+        x[name][0, 1, 2, 2] = np.nan
+    x["valid"][0, 1, 2, 2] = True
+    loss, _, stats = run(x, **options)
+    assert np.isnan(loss[0, 1, :, 2, 2]).all()
+    assert (stats.num_negatives[0, 1, :, 2, 2] > 0).all()
+    assert np.isfinite(loss[1]).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"block_size": 16}])

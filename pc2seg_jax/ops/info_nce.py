@@ -40,16 +40,16 @@ def _forward(anchors, positive, candidates, drawn, temperature):
         reference = jnp.max(jnp.where(drawn, cosine, positive[:, None]), axis=-1)
     terms = jnp.where(drawn, jnp.exp((cosine - reference[:, None]) / temperature), 0.0)
     total = jnp.sum(terms, axis=-1)
-    ratio = jnp.log(jnp.where(total > 0, total, 1.0)) + (reference - positive) / temperature
-    ratio = jnp.where(total > 0, ratio, NOT_DRAWN)
+    ratio = jnp.log(jnp.where(total == 0, 1.0, total)) + (reference - positive) / temperature
+    ratio = jnp.where(total == 0, NOT_DRAWN, ratio)
     cosines = jnp.sum(jnp.where(drawn, cosine, 0.0), axis=-1)
     return (ratio, cosines), (anchors, candidates, terms.astype(anchors.dtype), total)
 
 
 def _backward(temperature, kept, gradients):
     anchors, candidates, terms, total = kept
-    slope = jnp.where(total > 0, gradients[0], 0.0) / temperature
-    share = (slope / jnp.where(total > 0, total, 1.0))[:, None]
+    slope = jnp.where(total == 0, 0.0, gradients[0]) / temperature
+    share = (slope / jnp.where(total == 0, 1.0, total))[:, None]
     of_anchors = share * jnp.matmul(terms, candidates, preferred_element_type=jnp.float32)
     scaled = (share * anchors.astype(jnp.float32)).astype(anchors.dtype)
     of_candidates = jnp.matmul(terms.T, scaled, preferred_element_type=jnp.float32)

@@ -45,7 +45,8 @@ def class_disagreement(anchors: Candidates, candidates: Candidates) -> jax.Array
     Full float32 products: a bfloat16 product is wrong by 1e-2, which would let pixels of one class be drawn.
     """
     agreement = jnp.matmul(anchors.probs, candidates.probs.T, precision=jax.lax.Precision.HIGHEST)
-    weights = jnp.minimum(1.0 - agreement, 1.0)
+    # fmin: a probability that is not a number gives 1. Nothing drawn for it would hide it from the loss.
+    weights = jnp.fmin(1.0 - agreement, 1.0)
     return jnp.where(weights < SMALLEST_WEIGHT, 0.0, weights)
 
 
