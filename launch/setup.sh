@@ -13,9 +13,9 @@ if [ ! -f .venv/requirements.stamp ] || [ "$(cat .venv/requirements.stamp)" != "
   echo "installing the packages of requirements.txt into .venv (about 2 GB, once)"
   "$python" -m venv .venv
   # The exact versions are those of Python 3.11; other versions resolve within the ranges of requirements.txt.
-  pins=()
+  pins=()  # expanded below so that bash 3, as on a Mac, takes an empty one
   if .venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then pins=(-c constraints.txt); fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt "${pins[@]}"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ${pins[@]+"${pins[@]}"}
   echo "$stamp" > .venv/requirements.stamp
 fi
 python=.venv/bin/python

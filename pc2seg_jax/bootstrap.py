@@ -1,7 +1,5 @@
 """How far a mean IoU moves with the choice of images: bootstrap intervals, alone and of paired differences."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 RESAMPLES = 2_000
@@ -14,15 +12,11 @@ def class_counts(confusions: np.ndarray) -> np.ndarray:
     return np.stack([hits, confusions.sum(2), confusions.sum(1)], axis=1).astype(np.float64)
 
 
-def mean_iou_of_counts(counts: np.ndarray, without: Sequence[int] = ()) -> np.ndarray:
-    """Mean over the classes that are present or predicted, 0..1, of counts [..., 3, C]; nan where there are none.
-
-    without: ids of classes that are left out of the mean.
-    """
+def mean_iou_of_counts(counts: np.ndarray) -> np.ndarray:
+    """Mean over the classes that are present or predicted, 0..1, of counts [..., 3, C]; nan where there are none."""
     hits, truth, predicted = np.moveaxis(counts, -2, 0)
     union = truth + predicted - hits
     iou = np.divide(hits, union, out=np.full(union.shape, np.nan), where=union > 0)
-    iou[..., list(without)] = np.nan
     found = np.isfinite(iou)
     present = found.sum(-1)
     total = np.where(found, iou, 0).sum(-1)

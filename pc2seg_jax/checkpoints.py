@@ -5,6 +5,7 @@ may therefore have any number of devices and hosts.
 """
 
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -63,8 +64,13 @@ class Checkpoints:
     def __exit__(self, kind: type | None, *rest: Any) -> None:
         if kind is None:
             processes.on_lead(self._close)
-        elif self._writer is not None:  # the others may be elsewhere, and the error on its way tells more
-            self._writer.close()
+        elif self._writer is not None:  # the others may be elsewhere
+            try:
+                self._guard(self._writer.close)
+            except UserError as error:
+                if issubclass(kind, processes.Resume):
+                    raise  # what was to be continued from is not there
+                print(f"error: {error}", file=sys.stderr, flush=True)  # and the one on its way, which tells more
 
     def _close(self) -> None:
         if self._writer is not None:

@@ -13,7 +13,15 @@ from ml_collections import config_flags
 from pc2seg_jax.errors import UserError
 
 # What a file system says of itself rather than of a mistake in the program.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
 
 
 def define_process_flags() -> None:
@@ -98,6 +106,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         except OSError as error:
             if error.errno not in _DISK:
                 raise
-            _fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room or make it writable")
+            place = error.filename or "a file"
+            _fail(f"{place} cannot be written ({error.strerror}): make room, make it writable, or name another")
 
     app.run(guarded, flags_parser=_parse)

@@ -1,6 +1,8 @@
 """The schema of a run: every key with its paper default, and the checks that can be made before anything is loaded."""
 
+import difflib
 import json
+import math
 
 import ml_collections
 
@@ -108,6 +110,7 @@ def _set_data_defaults(c: ml_collections.ConfigDict) -> None:
     c.augment.cutout_size = 100  # strong view: side of the erased square; 0: none
 
 
+_KINDS = {bool: "True or False", int: "whole numbers", float: "numbers", str: "words"}
 _POSITIVE = (
     "steps",
     "batch_labeled",
@@ -137,6 +140,7 @@ _NOT_NEGATIVE = (
     "loss.contrast_weight",
     "loss.consistency_weight",
     "optim.weight_decay",
+    "optim.power",
     "seed",
     "data.seed",
 )
@@ -165,6 +169,7 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
       UserError: naming the key, its value and what it may be.
     """
     flat = flatten(c)
+    _validate_keys(flat)
     for key, names in choices.items():
         values = flat[key] if isinstance(flat[key], tuple) else (flat[key],)
         kind = "different ones" if isinstance(flat[key], tuple) else "one"
@@ -180,6 +185,9 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
         _require(0 <= flat[key] <= 1, f"config.{key} is {flat[key]}, expected a number from 0 to 1")
     for key in _BELOW_1:
         _require(0 <= flat[key] < 1, f"config.{key} is {flat[key]}, expected a number from 0 to below 1")
+    for key, fewest in (("model.aspp_rates", 1), ("model.multi_grid", 0)):
+        fits = len(flat[key]) >= fewest and all(rate > 0 for rate in flat[key])
+        _require(fits, f"config.{key} is {flat[key]}, expected positive whole numbers")
     for key in ("augment.crop_size", "eval.size"):
         _require(len(flat[key]) == 2, f"config.{key} is {flat[key]}, expected two numbers: height, width")
     for side in c.augment.crop_size:
@@ -209,6 +217,30 @@ def validate(c: ml_collections.ConfigDict, choices: dict[str, tuple[str, ...]]) 
         "(gcloud storage cp -r), or mount the bucket with gcsfuse",
     )
     _validate_groups(c)
+
+
+def _validate_keys(flat: dict) -> None:
+    """Checks that a configuration has the keys of this version and values of their types, which a file may change."""
+    known = flatten(default_config())
+    for key in flat.keys() - known.keys():
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean config.{near[0]}?" if near else "see pc2seg_jax/config.py for all keys"
+        raise UserError(f"there is no key config.{key}: {hint}")
+    for key, default in known.items():
+        _require(key in flat, f"config.{key} is missing: begin from default_config() of pc2seg_jax/config.py")
+        value = flat[key]
+        several = isinstance(default, tuple)
+        kind = type(default[0] if default else "") if several else type(default)
+        fits = (int, float) if kind is float else kind
+        values = value if several and isinstance(value, tuple) else (value,)
+        _require(
+            isinstance(value, tuple) == several
+            and all(isinstance(x, fits) and isinstance(x, bool) == (kind is bool) for x in values),
+            f"config.{key} is {value!r}, expected {'a tuple of ' if several else ''}{_KINDS[kind]}",
+        )
+        _require(
+            kind is not float or all(map(math.isfinite, values)), f"config.{key} is {value!r}, expected finite numbers"
+        )
 
 
 def _validate_groups(c: ml_collections.ConfigDict) -> None:

@@ -30,6 +30,7 @@ _FLIP = flags.DEFINE_bool("flip", False, "Average with the mirrored image.")
 _WINDOW = flags.DEFINE_integer("window", 0, "Side of sliding windows, 16k + 1; 0: whole images.", lower_bound=0)
 _NETWORK = flags.DEFINE_enum("network", "student", ["student", "teacher"], "With --compare: whose numbers.")
 _OUTPUT = flags.DEFINE_string("output", None, "With --compare: a .json file for the numbers.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "With --compare: replace an existing --output.")
 cli.define_process_flags()
 
 
@@ -45,6 +46,8 @@ def _compare(names: list[str], views) -> None:
     output = local_path("--output", _OUTPUT.value) if _OUTPUT.value else None
     if output and (output.suffix != ".json" or not output.parent.is_dir()):
         raise UserError(f"--output={output} must be a file in an existing folder that ends in .json")
+    if output and output.exists() and not _OVERWRITE.value:
+        raise UserError(f"{output} exists already: name another --output, or replace it with --overwrite")
     if len(set(names)) < len(names):
         raise UserError(f"--compare={','.join(names)} names a run twice")
     network = {"student": "network"}.get(_NETWORK.value, _NETWORK.value)
@@ -82,6 +85,7 @@ def main(argv: list[str]) -> None:
     for flag, why in (
         ("output", "the result of one run is stored in its own folder"),
         ("network", "both are evaluated"),
+        ("overwrite", "nothing else is written"),
     ):
         if flags.FLAGS[flag].present:
             raise UserError(f"--{flag} is for --compare: {why}")

@@ -39,22 +39,23 @@ def evaluate_run(folder: AnyPath, which: str, split: str, views: InferenceViews 
     dataset = processes.together(lambda: build.build_dataset(run.config))
     workdir.claim(folder, run.config, training.describe_dataset(run.config, dataset))  # the same data as in training
     source = getattr(dataset, split)
+    info = training.evaluation_info(run.info, source)
     eval_step = make_eval_step(
         make_probabilities(run.model, views),
-        num_classes=len(run.info.class_names),
+        num_classes=len(info.class_names),
         mean_pixel=build.mean_pixel(run.config),
-        ignore_id=run.info.ignore_id,
+        ignore_id=info.ignore_id,
         shardings=run.shardings,
     )
     measured = evaluation.evaluate(
         eval_step,
         evaluation.networks_of(run.params, run.batch_stats, run.teacher),
-        _with_bar(training.evaluation_batches(run.config, dataset, run.info, split, run.shardings), len(source.ids)),
+        _with_bar(training.evaluation_batches(run.config, dataset, info, split, run.shardings), len(source.ids)),
         run.shardings,
         count=len(source.ids),
     )
     result = evaluation.summarize(
-        measured, run.info, step=run.step, split=split, mean_without=run.config.eval.mean_without, views=views
+        measured, info, step=run.step, split=split, mean_without=run.config.eval.mean_without, views=views
     )
     path = processes.on_lead(lambda: _write(folder, result, measured, source.ids, views))
     return result, {"ids": source.ids} | {name: value.confusions for name, value in measured.items()}, path

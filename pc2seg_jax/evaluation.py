@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from pc2seg_jax import bootstrap
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import AnyPath, replace_bytes, replace_text
+from pc2seg_jax.files import DAMAGED_ARRAYS, AnyPath, replace_bytes, replace_text
 from pc2seg_jax.inference import ONE_VIEW, InferenceViews
 from pc2seg_jax.ops import metrics
 from pc2seg_jax.ops.boundary import boundary_iou
@@ -204,7 +203,7 @@ def read(workdir: AnyPath, name: str) -> tuple[dict, dict[str, np.ndarray]] | No
     try:
         with np.load(io.BytesIO(images.read_bytes())) as stored:
             return json.loads(path.read_text()), dict(stored)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise UserError(f"{path} or .npz beside it is damaged ({error}): evaluate again, or restore it") from error
 
 

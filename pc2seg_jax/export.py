@@ -9,6 +9,7 @@ Every format is run and compared with the checkpoint before anything is put into
 from absl import flags
 
 from pc2seg_jax import cli
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.files import local_path, path_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> None:
     from pc2seg_jax import exporting, restoring
 
     output = local_path("--output", _OUTPUT.value)
+    if _WEIGHTS.value == "beside" and "stablehlo" not in _FORMATS.value:
+        raise UserError("--weights=beside is for the StableHLO program: add stablehlo to --formats, or leave it out")
     # Before the checkpoint is read: what can be said at once is said at once.
     exporting.check_output(output, overwrite=_OVERWRITE.value)
     exporting.check_packages(_FORMATS.value)

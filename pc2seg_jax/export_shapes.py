@@ -8,6 +8,7 @@ The folder can be trained on: --config.data.dataset=folder --config.data.root=FO
 from absl import flags
 
 from pc2seg_jax import cli
+from pc2seg_jax.files import local_path
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder: new or empty.", required=True)
 _NUM_LABELED = flags.DEFINE_integer("num_labeled", 20, "Labelled images.", lower_bound=1)
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> None:
             f"--num_labeled={_NUM_LABELED.value} is more than --num_unlabeled={_NUM_UNLABELED.value}: the labelled "
             "images are the first of the unlabelled ones, so lower one or raise the other"
         )
+    output = local_path("--output", _OUTPUT.value)
     dataset = load_shapes(
         num_labeled=_NUM_LABELED.value,
         num_unlabeled=_NUM_UNLABELED.value,
@@ -37,10 +39,10 @@ def main(argv: list[str]) -> None:
         size=_SIZE.value,
         seed=_SEED.value,
     )
-    write_folder(dataset, _OUTPUT.value)
+    write_folder(dataset, output)
     print(
         f"wrote {len(dataset.unlabeled.ids)} training images ({len(dataset.labeled.ids)} with masks) and "
-        f"{len(dataset.val.ids)} val images with masks to {_OUTPUT.value}"
+        f"{len(dataset.val.ids)} val images with masks to {output}"
     )
 
 

@@ -109,7 +109,8 @@ def check_output(output: pathlib.Path, *, overwrite: bool) -> None:
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Every file of a folder by its path inside, but for those that `_written_whole` is about to remove."""
-    paths = (path for path in sorted(folder.rglob("*")) if not path.is_dir() and folder / PART not in path.parents)
+    found = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    paths = (path for path in found if folder / PART not in path.parents)
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 

@@ -13,11 +13,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from pc2seg_jax import build
+from pc2seg_jax import build, processes
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import load_state, save_state
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import AnyPath
+from pc2seg_jax.files import DAMAGED_ARRAYS, AnyPath
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState, UnlabeledCrops
 
@@ -54,7 +54,7 @@ def stop_if_not_finite(metrics: dict, state: TrainState, crops: Crops, workdir: 
         json.dumps({name: str(value) for name, value in values.items()}, indent=2) + "\n"
     )
     save_state(folder / "state", state)
-    raise UserError(
+    raise processes.Agreed(  # all processes see the same metrics
         f"step {step} is not finite ({', '.join(wrong)}): the run stopped before learning from it, state and batch are "
         f"in {folder}; look at them with python -m pc2seg_jax.train --workdir={workdir} --replay, and start again with "
         "a smaller --config.optim.learning_rate or another --config.seed in a new --workdir"
@@ -66,13 +66,30 @@ def _rows_of_this_host(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def _load_crops(folder: AnyPath) -> Crops:
-    with (folder / f"batch_{jax.process_index()}.npz").open("rb") as file, np.load(io.BytesIO(file.read())) as stored:
-        streams = {
-            stream: kind(**{name: stored[f"{stream}.{name}"] for name in kind._fields if f"{stream}.{name}" in stored})
-            for stream, kind in STREAMS.items()
-            if f"{stream}.image" in stored
-        }
+def _load_crops(folder: AnyPath, config: ml_collections.ConfigDict) -> Crops:
+    """The whole batch, from the rows of all processes.
+
+    Raises:
+      UserError: when those of a process are missing or damaged.
+    """
+    hosts = []
+    while (path := folder / f"batch_{len(hosts)}.npz").is_file():
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as stored:
+                hosts.append(dict(stored))
+        except DAMAGED_ARRAYS as error:
+            raise UserError(f"{path} is damaged ({error}): restore it to replay the step") from error
+    arrays = {name: np.concatenate([host[name] for host in hosts]) for name in (hosts[0] if hosts else ())}
+    if len(arrays.get("labeled.image", ())) != config.batch_labeled:
+        raise UserError(
+            f"{folder} holds {len(arrays.get('labeled.image', ()))} of {config.batch_labeled} labelled images, in "
+            f"{len(hosts)} files batch_0.npz and so on: copy there those of the other hosts to replay the step"
+        )
+    streams = {
+        stream: kind(**{name: arrays[f"{stream}.{name}"] for name in kind._fields if f"{stream}.{name}" in arrays})
+        for stream, kind in STREAMS.items()
+        if f"{stream}.image" in arrays
+    }
     return Crops(**streams)
 
 
@@ -92,7 +109,7 @@ def replay(workdir: AnyPath, shardings: Shardings | None = None) -> str:
     """Computes the step that stopped a run again, and in float32 where it was not; the metrics as text.
 
     Raises:
-      UserError: when `workdir` is not a run's, or no step of it was stopped.
+      UserError: when `workdir` is not a run's, no step of it was stopped, or a part of the batch is missing.
     """
     config, info = workdir_lib.load(workdir)
     folder = find_failure(workdir)
@@ -114,7 +131,7 @@ def _compute(
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings.replicated), shapes)
     stopped = load_state(folder / "state", like)
     state = stopped._replace(step=-1 - stopped.step)
-    crops = shard_batch(_load_crops(folder), shardings.data)
+    crops = shard_batch(_load_crops(folder, config), shardings.data)
     broken = [
         jax.tree_util.keystr(path)
         for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))

@@ -3,6 +3,8 @@
 import pathlib
 import shutil
 import tempfile
+import zipfile
+import zlib
 from typing import TypeAlias
 
 from etils import epath
@@ -11,9 +13,18 @@ from pc2seg_jax.errors import UserError
 
 AnyPath: TypeAlias = pathlib.Path | epath.Path
 
+# What reading a damaged .npz file of known arrays raises.
+DAMAGED_ARRAYS = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
 
 def path_of(text: str | AnyPath) -> AnyPath:
-    """A pathlib path, or for gs://BUCKET/PATH one of etils, which has the same methods."""
+    """A pathlib path, or for gs://BUCKET/PATH one of etils, which has the same methods.
+
+    Raises:
+      UserError: for another kind of address, which would become a folder of that name.
+    """
+    if "://" in str(text) and not str(text).startswith("gs://"):
+        raise UserError(f"{text} is not a path: expected one on a local disk, or gs://BUCKET/PATH")
     return epath.Path(text) if str(text).startswith("gs://") else pathlib.Path(text)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from pc2seg_jax import processes
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.files import path_of
@@ -30,19 +31,19 @@ def initialize(
       (params, batch_stats, text): new trees; what was replaced, for the log.
 
     Raises:
-      UserError: when there is nothing to read, or it does not fit the network.
+      UserError: in all processes, when there is nothing to read, or it does not fit the network.
     """
-    folder = path_of(config.init_from)
+    name = config.init_from
     try:
-        if (folder / "config.json").is_file():
-            run = restore(folder, "latest")
+        if processes.on_lead(lambda: (path_of(name) / "config.json").is_file()):
+            run = restore(path_of(name), "latest")
             values = jax.device_get(placement.flatten(run.params, run.batch_stats))
-            weights = placement.Weights(values, f"{folder} (step {run.step})", run.info.class_names)
+            weights = placement.Weights(values, f"{path_of(name)} (step {run.step})", run.info.class_names)
         else:
-            weights = placement.load(config.init_from, config.model.backbone, params, batch_stats)
-        return placement.place(weights, params, batch_stats, class_names)
+            weights = processes.together(lambda: placement.load(name, config.model.backbone, params, batch_stats))
+        return processes.together(lambda: placement.place(weights, params, batch_stats, class_names))
     except UserError as error:
-        raise UserError(f"config.init_from={config.init_from!r}: {error}") from error
+        raise processes.Agreed(f"config.init_from={name!r}: {error}") from error
 
 
 def starting_state(

@@ -74,6 +74,8 @@ def _choose_anchor(valid: np.ndarray, pixel: tuple[int, int] | None, size: tuple
 def look(run: Run, *, batch: int = 0, anchor: tuple[int, int] | None = None, dataset: Dataset | None = None) -> Scene:
     """Computes a scene of the run's own training data, with the running statistics.
 
+    The network is the one whose predictions the losses use: the teacher, where the run keeps one.
+
     Args:
       batch: training step whose batch is shown, from 0. anchor: (row, column) in pixels of the first image's crop.
       dataset: the run's, where it has been opened already.
@@ -83,6 +85,7 @@ def look(run: Run, *, batch: int = 0, anchor: tuple[int, int] | None = None, dat
     """
     if run.config.objective == "supervised":
         raise UserError("this run was trained with config.objective=supervised: it has no unlabelled images to show")
+    run = run.with_network("teacher") if run.teacher else run
     crops = _group_of_batch(run, dataset or build.build_dataset(run.config), batch)
     ignore_id = run.info.ignore_id
     settings = {"mean_pixel": build.mean_pixel(run.config), "mask_cutout": run.config.loss.mask_cutout}

@@ -51,10 +51,18 @@ class Predictor:
 
     Args:
       views: what probabilities are averaged over. Images of more pixels than `WHOLE` are looked at by windows of 1,025
-        pixels anyway; a window in `views` makes all do so that are larger than it.
+        pixels anyway, each in all scales; a window in `views` makes all do so that are larger than it.
+
+    Raises:
+      UserError: a window together with scales, where `inference.make_probabilities` scales first, and cuts then.
     """
 
     def __init__(self, run: Run, views: InferenceViews = ONE_VIEW):
+        if views.window and views.scales != (1.0,):
+            raise UserError(
+                f"--window={views.window} with --scales={','.join(f'{scale:g}' for scale in views.scales)}: prediction "
+                "by windows has one scale, 1, so leave one of the two out"
+            )
         self._run, self._window = run, views.window
         self._mean = np.float32(build.mean_pixel(run.config))
         placed = run.shardings
@@ -87,7 +95,7 @@ class Predictor:
     def strips(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """Probabilities by windows, [rows, w, C] from top to bottom, in all [h, w, C].
 
-        The same as `inference.make_probabilities` with a window: the mean of those that hold a pixel.
+        The mean of those that hold a pixel; in one scale, the same as `inference.make_probabilities` with a window.
         """
         (height, width), canvas = image.shape[:2], self.canvas(image.shape[:2])
         at_once = self._run.shardings.mesh.size

@@ -21,12 +21,17 @@ from jax.experimental import multihost_utils
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.types import Tree
 
+MISTAKE = 2  # exit status: the same command would fail again
 RESUME = 75  # exit status (EX_TEMPFAIL of sysexits.h): start the same command again, it continues
 _TEXT = 4096  # bytes of a text that processes exchange
 
 
 class Resume(Exception):
     """The run has ended early, in good order or because a peer was lost: the same command continues it."""
+
+
+class Agreed(UserError):
+    """A mistake of which all processes know: each ends by itself."""
 
 
 def initialize(
@@ -90,7 +95,13 @@ def _all_texts(text: str) -> list[str]:
 
 
 def together(function: Callable[[], Any]) -> Any:
-    """function() of every process; a `UserError` of one is raised in all, so that none waits for those that ended."""
+    """function() of every process; a `UserError` of one is raised in all, so that none waits for those that ended.
+
+    function must not wait for other processes: one that fails alone would leave them waiting.
+
+    Raises:
+      Agreed: with the sentence of the first process that failed.
+    """
     value, text = None, ""
     try:
         value = function()
@@ -101,7 +112,7 @@ def together(function: Callable[[], Any]) -> Any:
     if jax.process_count() > 1:
         for process, said in enumerate(_all_texts(text)):
             if said:
-                raise UserError(said if process == 0 else f"process {process}: {said}")
+                raise Agreed(said if process == 0 else f"process {process}: {said}")
     return value
 
 
@@ -120,7 +131,7 @@ def check_same(text: str) -> None:
     sums = np.asarray(multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))).ravel()
     different = [str(process) for process in range(len(sums)) if sums[process] != sums[0]]
     if different:
-        raise UserError(
+        raise Agreed(
             f"process {', '.join(different)} has another configuration or other data than process 0: start all with "
             "the same flags, on copies of the same data"
         )
@@ -210,9 +221,19 @@ def leave(reason: str, workdir: Any) -> None:
 
 @contextlib.contextmanager
 def lost_peers(workdir: Any) -> Iterator[None]:
-    """A failed exchange between processes ends this one as `leave` does."""
+    """A failed exchange between processes ends this one as `leave` does.
+
+    And a mistake that this process alone has found, such as a damaged image on its disk, with exit status 2, at once:
+    an orderly end would wait for the others, which wait for this one.
+    """
     try:
         yield
+    except UserError as error:
+        if jax.process_count() == 1 or isinstance(error, Agreed):
+            raise
+        print(f"error: process {jax.process_index()}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(MISTAKE)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

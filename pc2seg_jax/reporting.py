@@ -5,7 +5,6 @@ import json
 import math
 import re
 import statistics
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from pc2seg_jax import build, comparison, restoring
 from pc2seg_jax import config as config_lib
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import AnyPath
+from pc2seg_jax.files import DAMAGED_ARRAYS, AnyPath
 from pc2seg_jax.ops.metrics import mean_iou
 from pc2seg_jax.prediction import make_predictor
 
@@ -132,7 +131,7 @@ def _read_images(path: AnyPath, num_classes: int) -> dict[str, np.ndarray]:
             ids, confusions = stored["ids"].tolist(), stored["network"]
         if confusions.shape != (len(ids), num_classes, num_classes):
             raise ValueError(f"{len(ids)} images, but confusion matrices {list(confusions.shape)}")
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
     return dict(zip(ids, confusions, strict=True))
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from pc2seg_jax import build
+from pc2seg_jax import build, processes
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.errors import UserError
@@ -48,7 +48,7 @@ def find_step(workdir: AnyPath, which: str) -> int:
     Raises:
       UserError: as `restore`.
     """
-    workdir_lib.load(workdir)
+    processes.together(lambda: workdir_lib.load(workdir))
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.find(which)
 
@@ -59,7 +59,7 @@ def restore(workdir: AnyPath, which: str, shardings: Shardings | None = None) ->
     Raises:
       UserError: when the folder is not a run's, or has no such checkpoint.
     """
-    config, info = workdir_lib.load(workdir)
+    config, info = processes.together(lambda: workdir_lib.load(workdir))
     shardings = shardings or make_shardings()
     model = build.build_model(config, len(info.class_names))
     shapes = dict(zip(("params", "batch_stats"), jax.eval_shape(model.init, jax.random.key(0)), strict=True))

@@ -3,7 +3,7 @@
 python -m pc2seg_jax.show --workdir=runs/first --output=sheet.png [--step=latest] [--batch=0] [--anchor=ROW,COLUMN]
 
 Bright cells are likely to be drawn as negatives of the anchor (the orange square), red dots were. The network is that
-of evaluation: no dropout, running statistics.
+of the weak view, the teacher where the run keeps one, as in evaluation: no dropout, running statistics.
 """
 
 from absl import flags

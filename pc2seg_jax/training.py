@@ -13,7 +13,7 @@ from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.config import validate
 from pc2seg_jax.data import pipeline
-from pc2seg_jax.data.sources import Dataset
+from pc2seg_jax.data.sources import Dataset, Source
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.failures import stop_if_not_finite
 from pc2seg_jax.files import AnyPath, path_of
@@ -38,16 +38,26 @@ def describe_dataset(config: ml_collections.ConfigDict, dataset: Dataset) -> wor
             raise UserError(
                 f"config.eval.mean_without names {name!r}, expected among the classes: {', '.join(dataset.class_names)}"
             )
-    needed = [16 * math.ceil((int(side) - 1) / 16) + 1 for side in dataset.val.sizes.max(0)]
+    needed = _fitting_size(dataset.val)
     eval_size = tuple(int(given or need) for given, need in zip(config.eval.size, needed, strict=True))
     if any(size < side for size, side in zip(eval_size, dataset.val.sizes.max(0), strict=True)):
         raise UserError(
-            f"config.eval.size is {tuple(config.eval.size)}, but the largest validation image needs {tuple(needed)}: "
+            f"config.eval.size is {tuple(config.eval.size)}, but the largest validation image needs {needed}: "
             "raise it, set it to (0, 0) to fit, or shrink the images with --config.data.max_side"
         )
     sources = {name: getattr(dataset, name) for name in ("labeled", "unlabeled", "val")}
     splits = {role: workdir_lib.describe_split(source.name, source.ids) for role, source in sources.items()}
     return workdir_lib.DatasetInfo(dataset.class_names, dataset.palette.tolist(), dataset.ignore_id, eval_size, splits)
+
+
+def _fitting_size(source: Source) -> tuple[int, int]:
+    """(H, W) of the form 16k + 1 that hold every image."""
+    return tuple(16 * math.ceil((int(side) - 1) / 16) + 1 for side in source.sizes.max(0))
+
+
+def evaluation_info(info: workdir_lib.DatasetInfo, source: Source) -> workdir_lib.DatasetInfo:
+    """`info` with an evaluation size that holds the images of another split than the validation images, too."""
+    return info._replace(eval_size=tuple(map(max, info.eval_size, _fitting_size(source))))
 
 
 def training_batches(config: ml_collections.ConfigDict, dataset: Dataset, start_step: int) -> Iterator[Crops]:
@@ -125,12 +135,13 @@ def prepare_run(
         functions = build.build_functions(
             config, num_classes=len(dataset.class_names), ignore_id=dataset.ignore_id, shardings=shardings
         )
-        if config.init_from and not (workdir / "config.json").exists():  # a wrong file must not bind the folder to it
-            initialize(config, dataset.class_names, *jax.eval_shape(functions.model.init, jax.random.key(0)))
         return dataset, info, functions
 
     dataset, info, functions = processes.together(check)
     processes.check_same(config.to_json_best_effort() + str(info.splits))
+    if config.init_from and processes.on_lead(lambda: not (workdir / "config.json").exists()):
+        # A wrong file must not bind the folder to it.
+        initialize(config, dataset.class_names, *jax.eval_shape(functions.model.init, jax.random.key(0)))
     processes.on_lead(lambda: workdir_lib.claim(workdir, config, info))
     return dataset, info, functions
 

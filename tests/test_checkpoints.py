@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from pc2seg_jax import processes
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.errors import UserError
 
@@ -189,6 +190,23 @@ def save_to(folder):
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
     return result.stdout
+
+
+@pytest.mark.parametrize("coming", [processes.Resume, UserError, KeyError])
+def test_a_last_write_that_fails_is_told_beside_the_error_on_its_way(state, tmp_path, monkeypatch, capfd, coming):
+    expected = UserError if coming is processes.Resume else coming
+    words = "a checkpoint cannot be written" if coming is processes.Resume else "first"
+
+    def end():
+        with Checkpoints(tmp_path, create=True) as checkpoints:
+            checkpoints.save(state, None)
+            close = checkpoints._writer.close
+            monkeypatch.setattr(checkpoints._writer, "close", lambda: (close(), 1 / 0))
+            raise coming("first")
+
+    with pytest.raises(expected, match=words):
+        end()
+    assert ("a checkpoint cannot be written" in capfd.readouterr().err) == (coming is not processes.Resume)
 
 
 def test_a_full_disk_is_one_sentence(small_disk):

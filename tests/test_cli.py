@@ -119,6 +119,13 @@ def test_an_unknown_key_is_answered_with_the_key_that_was_meant(command, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_cannot_be_made_is_named(command, tmp_path):
+    (tmp_path / "file").touch()
+    tiny = ["train", f"--config={pathlib.Path(__file__).parent / 'tiny_config.py'}:{{}}"]
+    assert_one_sentence(command(*tiny, f"--workdir={tmp_path / 'file' / 'run'}"), tmp_path / "file", "Not a directory")
+    assert_one_sentence(command(*tiny, "--workdir=s3://bucket/run"), "s3://bucket/run", "gs://BUCKET/PATH")
+
+
 def test_train_refuses_the_folder_of_another_run(command, tiny_run):
     result = command("train", f"--config={SHAPES}", f"--workdir={tiny_run.workdir}")
     assert_one_sentence(result, tiny_run.workdir, "model.width: 4 -> 16")

@@ -38,8 +38,6 @@ def test_mean_iou_of_counts_is_mean_iou():
     np.testing.assert_allclose(bootstrap.mean_iou_of_counts(counts), expected)
     assert bootstrap.mean_iou_of_counts(counts.sum(0)) == pytest.approx(metrics.mean_iou(matrices.sum(0)))
     assert np.isnan(bootstrap.mean_iou_of_counts(np.zeros((3, 4))))
-    without = bootstrap.mean_iou_of_counts(counts.sum(0), without=[1])
-    assert without == pytest.approx(metrics.mean_iou(matrices.sum(0), [1]))
 
 
 def test_a_resample_is_the_mean_iou_of_the_images_drawn():

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import math
 import pathlib
 
 import jax
@@ -51,6 +52,17 @@ WRONG = [
     ("group_size", 0, {"batch_labeled": 8}, "config.batch_unlabeled (64)"),
     ("loss.contrast_weight", 0, {"loss.consistency_weight": 0.0}, "--config.objective=supervised"),
     ("loss.strategy", "different_image", {"group_size": 1}, "config.group_size to 2 or more"),
+    ("augment.crop_size", ("a", 1), {}, "a tuple of whole numbers"),
+    ("augment.crop_size", (161.0, 209.0), {}, "a tuple of whole numbers"),
+    ("augment.scales", (0.5, "x"), {}, "a tuple of numbers"),
+    ("augment.scales", 2.0, {}, "a tuple of numbers"),
+    ("eval.mean_without", (3,), {}, "a tuple of words"),
+    ("model.aspp_rates", (0, 1), {}, "positive whole numbers"),
+    ("model.aspp_rates", (), {}, "positive whole numbers"),
+    ("model.multi_grid", (0, 0), {}, "positive whole numbers"),
+    ("model.remat", 1, {}, "True or False"),
+    ("steps", True, {}, "whole numbers"),
+    ("optim.learning_rate", math.inf, {}, "finite"),
     ("seed", 2**31, {}, "less than 2147483648"),
     ("loss.strategy", "oracle", {}, "--config.data.unlabeled_masks=true"),
 ]
@@ -78,6 +90,22 @@ def test_a_wrong_value_is_named_with_its_key_and_what_it_may_be(key, value, othe
     shown = [value] if not isinstance(value, tuple) or len(value) != 2 else [x for x in value if x not in (513, 1.0, 0)]
     assert all(str(x) in sentence for x in shown), sentence
     assert "\n" not in sentence
+
+
+def test_keys_that_a_file_adds_or_lacks_are_named():
+    c = config.default_config()
+    c.unlock()
+    c.optim.lr = 0.1
+    with pytest.raises(UserError, match=r"^there is no key config\.optim\.lr: (did you mean|see) "):
+        config.validate(c, build.CHOICES)
+    del c.optim.lr
+    c.optim.learning_rates = 0.1
+    with pytest.raises(UserError, match=r"config\.optim\.learning_rates: did you mean config\.optim\.learning_rate\?"):
+        config.validate(c, build.CHOICES)
+    del c.optim.learning_rates
+    del c.objective
+    with pytest.raises(UserError, match=r"^config\.objective is missing: begin from default_config\(\)"):
+        config.validate(c, build.CHOICES)
 
 
 def test_unused_settings_are_not_judged():

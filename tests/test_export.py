@@ -258,6 +258,10 @@ def test_nothing_that_a_user_made_is_replaced(run, quick, monkeypatch, tmp_path)
     with pytest.raises(UserError, match=r"notes.txt is not a part of an export and is not replaced: move it"):
         export(run, output, overwrite=True)
     (output / "notes.txt").unlink()
+    (output / "photos").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"photos is not a part of an export and is not replaced: move it"):
+        export(run, output, overwrite=True)
+    (output / "photos").unlink()
     (output / "model.onnx").write_bytes(b"quantised by the user")
     with pytest.raises(UserError, match=r"model.onnx was changed since it was exported and is not replaced"):
         export(run, output, overwrite=True)

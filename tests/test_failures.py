@@ -65,7 +65,24 @@ def test_state_and_batch_are_those_before_the_step(exploding, make_parts):
     kept = load_state(folder / "state", like)
     assert int(kept.step) == -BAD
     jax.tree.map(np.testing.assert_array_equal, kept._replace(step=state.step), state)
-    jax.tree.map(np.testing.assert_array_equal, failures._load_crops(folder), next(batches))
+    jax.tree.map(np.testing.assert_array_equal, failures._load_crops(folder, config), next(batches))
+
+
+def test_the_batch_is_put_together_from_the_rows_of_all_processes(exploding, tmp_path):
+    whole = failures.find_failure(exploding[0]) / "batch_0.npz"
+    config, _ = load(exploding[0])
+    with np.load(whole) as stored:
+        arrays = dict(stored)
+    for host, rows in enumerate((slice(None, 1), slice(1, None))):
+        np.savez(tmp_path / f"batch_{host}.npz", **{name: x[rows] for name, x in arrays.items()})
+    expected = failures._load_crops(whole.parent, config)
+    jax.tree.map(np.testing.assert_array_equal, failures._load_crops(tmp_path, config), expected)
+    (tmp_path / "batch_1.npz").unlink()
+    with pytest.raises(UserError, match=r"holds 1 of 8 labelled images, in 1 files batch_0\.npz .* other hosts"):
+        failures._load_crops(tmp_path, config)
+    (tmp_path / "batch_0.npz").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"batch_0\.npz is damaged"):
+        failures._load_crops(tmp_path, config)
 
 
 def test_a_checkpoint_at_the_very_step_is_not_written(tiny_config, train, tmp_path):

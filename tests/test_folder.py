@@ -293,6 +293,10 @@ WRONG = {
         "Cannot read {root}/images/f.jpg .*replace the file",
     ),
     "empty classes": (lambda r: (r / "classes.txt").write_text("\n"), "Class file {root}/classes.txt is empty"),
+    "a class twice": (
+        lambda r: (r / "classes.txt").write_text("background\ncat\ndog\ncat\n"),
+        "Class file {root}/classes.txt names 'cat' twice",
+    ),
     "one class": (lambda r: (r / "classes.txt").write_text("cat"), "holds the id 3, but classes.txt names 1 classes"),
 }
 

@@ -91,6 +91,14 @@ def test_prediction_slides_as_evaluation_does(run, size):
     np.testing.assert_allclose(np.concatenate(strips), expected, atol=1e-5)
 
 
+def test_prediction_by_windows_has_one_scale(run):
+    """In several scales, evaluation scales first and cuts then, prediction would do it the other way round."""
+    with pytest.raises(UserError, match=r"^--window=49 with --scales=0.5,1: prediction by windows has one scale"):
+        prediction.Predictor(run, InferenceViews(scales=(0.5, 1.0), window=49))
+    prediction.Predictor(run, InferenceViews(scales=(0.5, 1.0)))
+    prediction.Predictor(run, InferenceViews(flip=True, window=49))
+
+
 def test_windows_cover_every_pixel():
     for side, window in ((97, 33), (98, 33), (33, 33), (10, 33), (1, 1), (500, 49)):
         starts = inference.window_starts(side, window)

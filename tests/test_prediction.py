@@ -91,6 +91,17 @@ def test_a_photo_is_seen_as_exif_turns_it(run, output, images):
     np.testing.assert_array_equal(read(output / "masks" / "drehung_ä.png")[1], expected)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_header_tells_the_size_that_is_read(tmp_path, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / f"a.{ending}", exif=exif)
+    header = photos.read_header(tmp_path / f"a.{ending}", 0)
+    assert header.size == header.read_size == photos.as_rgb(header.path).shape[:2]
+    assert header.size == ((60, 40) if orientation == 6 else (40, 60))
+
+
 def test_padding_does_not_change_what_is_predicted_where_it_is_the_same(run):
     """97 x 97 is the evaluation size: the same canvas, whether the pipeline or the predictor padded it."""
     image = np.random.default_rng(1).integers(0, 256, (50, 60, 3), dtype=np.uint8)

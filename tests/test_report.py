@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import stored_results
 
-from pc2seg_jax import report_page, reporting
+from pc2seg_jax import evaluation, report_page, reporting
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.ops.metrics import mean_iou
 
@@ -160,10 +160,17 @@ def test_damaged_results_of_images_are_named(copy):
     path = stored_results.files(copy)[1]
     whole = path.read_bytes()
     np.savez(path, ids=np.array(["a"]), network=np.zeros((2, 7, 7), np.int32))
-    for content in (path.read_bytes(), b"", b"no archive", whole[:-40], whole.replace(b"network", b"notwork")):
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes(255 - x for x in whole[middle : middle + 40]) + whole[middle + 40 :]
+    wrong = whole[:-40], whole.replace(b"network", b"notwork"), flipped
+    for content in (path.read_bytes(), b"", b"no archive", *wrong):
         path.write_bytes(content)
         with pytest.raises(UserError, match=sentence("6_val.npz is damaged", "pc2seg_jax.evaluate")):
             reporting._read_images(path, 7)
+    for content in (b"", b"no archive", whole[:-40], flipped):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=sentence("6_val.json or .npz beside it is damaged", "evaluate again")):
+            evaluation.read(copy, "6_val")
 
 
 def test_runs_that_cannot_be_compared_are_refused(report_runs, copy):

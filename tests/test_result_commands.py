@@ -46,8 +46,9 @@ def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
     assert first["miou"] == pytest.approx(tiny_run.result["miou"])
     assert second["difference"]["better"] == second["difference"]["worse"] == 0
     assert command("evaluate", both, "--network=teacher")[0] == 0
+    assert_one_sentence(command("evaluate", both, f"--output={runs[0] / 'config.json'}"), "config.json", "--overwrite")
     status, out, _ = command(
-        "evaluate", f"--compare={runs[0]},{tmp_path / '[b]'}", f"--output={tmp_path / 'rows.json'}"
+        "evaluate", f"--compare={runs[0]},{tmp_path / '[b]'}", f"--output={tmp_path / 'rows.json'}", "--overwrite"
     )
     assert status == 0
     assert "mean ± standard deviation over seeds" in out

@@ -30,6 +30,15 @@ def test_a_scene_is_the_first_group_of_the_batch(run, scene):
     assert set(scene.draws) == {"uniform", "different_image", "pseudo_label", "different_image_pseudo_label"}
 
 
+def test_the_predictions_are_those_of_the_network_that_the_losses_look_at(run, scene):
+    """A run with a teacher looks at the weak view through it."""
+    student = loss_pictures.look(run._replace(teacher={}), batch=1)
+    assert run.teacher
+    assert not np.array_equal(student.draws["pseudo_label"].weights, scene.draws["pseudo_label"].weights)
+    alone = loss_pictures.look(run.with_network("teacher")._replace(teacher={}), batch=1)
+    np.testing.assert_array_equal(alone.draws["pseudo_label"].weights, scene.draws["pseudo_label"].weights)
+
+
 def test_weights_are_those_of_the_strategies(scene):
     """Cell by cell, for the anchor; `pseudo_label` from the product of both factors."""
     row, column = scene.anchor

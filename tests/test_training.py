@@ -12,6 +12,7 @@ from PIL import Image
 from pc2seg_jax import evaluation, profiling, restoring, training, workdir
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.data.shapes import load_shapes
+from pc2seg_jax.data.sources import array_source
 from pc2seg_jax.data.synthetic import CLASS_NAMES
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.initialization import starting_state
@@ -241,6 +242,14 @@ def test_an_evaluation_size_that_is_too_small_is_refused_before_training(tmp_pat
     with pytest.raises(UserError, match=r"config.eval.size is \(97, 81\), .* needs \(97, 97\)"):
         training.train_and_evaluate(tiny_config(eval__size=(97, 81)), tmp_path / "run", make_shardings(1))
     assert not list(tmp_path.iterdir())
+
+
+def test_another_split_is_evaluated_in_a_size_that_holds_it(tiny_run):
+    _, info = workdir.load(tiny_run.workdir)
+    assert info.eval_size == (97, 97)
+    for sizes, expected in (([[90, 180], [100, 50]], (113, 193)), ([[90, 80]], (97, 97))):
+        source = array_source(np.zeros((1, 3, 3, 3), np.uint8), None, ["a"])._replace(sizes=np.array(sizes))
+        assert training.evaluation_info(info, source) == info._replace(eval_size=expected)
 
 
 def test_batches_must_be_multiples_of_the_devices(tmp_path, tiny_config):

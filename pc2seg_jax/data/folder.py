@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pc2seg_jax.data.sources import DECODE_ERRORS, Dataset, Source, decode_image, decode_mask, file_source, unreadable
+from pc2seg_jax.data.sources import DECODE_ERRORS, Dataset, Source, check_image, decode_mask, file_source, unreadable
 from pc2seg_jax.data.splits import IMAGE_SUFFIXES, canonical, choose, is_rule
 from pc2seg_jax.errors import UserError
 
@@ -195,6 +195,8 @@ def _read_class_names(path: Path, ignore_id: int) -> tuple[str, ...]:
     names = tuple(line for line in _read_lines(path) if line) if path.exists() else ()
     if path.exists() and not names:
         raise UserError(f"Class file {path} is empty: write one class name per line, or delete it.")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"Class file {path} names '{twice[0]}' twice: results are told by name, so rename one of them.")
     if 0 <= ignore_id < len(names):
         raise UserError(f"The ignore id {ignore_id} is also class '{names[ignore_id]}' of {path}: choose another one.")
     return names
@@ -204,7 +206,7 @@ def _check_masks(split: Split, classes: int, ignore_id: int) -> int:
     """Decodes every image and mask of a split; returns the largest class id (-1 where there is none)."""
     largest = -1
     for image, mask, size in zip(split.images, split.masks, split.sizes, strict=True):
-        decode_image(image)
+        check_image(image)
         ids = np.unique(_checked_mask(mask, image, tuple(size)))
         ids = ids[ids != ignore_id]
         if classes and ids.size and ids[-1] >= classes:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pc2seg_jax.data.resampling import resize_image, round_to_bytes
-from pc2seg_jax.data.sources import DECODE_ERRORS, shrunk_sizes
+from pc2seg_jax.data.sources import DECODE_ERRORS, shrunk_sizes, to_rgb
 from pc2seg_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -29,8 +29,10 @@ def find_photos(patterns: Sequence[str]) -> list[Path]:
     """The images that files, folders (their direct contents) and patterns such as 'photos/*.jpg' name, sorted.
 
     Raises:
-      UserError: where a name stands for no image, or two images would write the same mask.
+      UserError: without a pattern, where a name stands for no image, or two images would write the same mask.
     """
+    if not patterns:
+        raise UserError("--images= names nothing: name files, folders, or patterns in quotes")
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
@@ -70,7 +72,8 @@ def read_header(path: Path, max_side: int) -> Header:
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Of a TIFF, Pillow tells the size as it is shown.
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             size = image.size if turned else image.size[::-1]
     except DECODE_ERRORS as error:
         raise _unreadable(path, error) from error
@@ -104,10 +107,7 @@ def _convert(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.float64)
         values = values / 257 if image.mode.startswith("I") else 255 * values
         image = Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("RGB")
+    return to_rgb(image)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

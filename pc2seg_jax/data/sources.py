@@ -77,7 +77,7 @@ def file_source(
     """Source over JPEG and PNG files, decoded when an example is read.
 
     Args:
-      image_paths: n files; grey, palette and alpha images become RGB.
+      image_paths: n files; other images become RGB, see `to_rgb`.
       mask_paths: n index PNGs, or None: then no mask is ever opened.
       ids: n names.
       sizes: [n, 2], (height, width) as stored in the files.
@@ -153,8 +153,27 @@ def decode_image_bytes(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         if image.format == "JPEG" and image.mode == "RGB" and encoded.endswith(b"\xff\xd9"):
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+            if pixels is not None:  # of a damaged one, Pillow says what is wrong
+                return pixels
+        return np.asarray(to_rgb(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Grey, palette, CMYK and alpha images as RGB; transparent pixels are laid on black."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("RGB")
+
+
+def check_image(path: str | Path) -> None:
+    """Decodes a file with Pillow, which finds damage that OpenCV passes over; UserError where that fails."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except DECODE_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def decode_mask(path: str | Path) -> np.ndarray:
