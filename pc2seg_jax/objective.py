@@ -151,6 +151,7 @@ def _feature_terms(
         "num_negatives": (stats.num_negatives, stats.valid),
         "num_candidates": (stats.num_candidates, stats.valid),
         "exact_fraction": (stats.exact, stats.valid),
+        "scarce_fraction": (stats.num_candidates < settings.num_negatives, stats.valid),
         # The loss of features that tell nothing: all cosines are equal.
         "loss_at_chance": (jnp.log1p(stats.num_negatives), stats.valid),
     }

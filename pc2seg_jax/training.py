@@ -102,10 +102,11 @@ def warn_of_draws(values: dict[str, float], config: ml_collections.ConfigDict) -
     """A sentence where anchors have fewer negatives than they should, for the window or for the group; else ""."""
     wanted = config.loss.num_negatives
     for name in (name.removesuffix("/exact_fraction") for name in values if name.endswith("/exact_fraction")):
-        exact, found = values[f"{name}/exact_fraction"], values[f"{name}/num_negatives"]
-        if exact < ENOUGH:
+        missing = 1 - values[f"{name}/exact_fraction"] - values[f"{name}/scarce_fraction"]
+        found = values[f"{name}/num_negatives"]
+        if missing > 1 - ENOUGH:
             return (
-                f"warning: {1 - exact:.0%} of the anchors are certain of fewer than {wanted} negatives in their window "
+                f"warning: {missing:.0%} of the anchors are certain of fewer than {wanted} negatives in their window "
                 "and use those: raise --config.loss.window (0: five candidates per negative, at least 1024) or lower "
                 "--config.loss.num_negatives in a new run"
             )

@@ -313,17 +313,20 @@ def test_the_settings_of_the_configuration_are_those_of_the_objective(tiny_confi
 
 
 @pytest.mark.parametrize(
-    ("exact", "found", "words"),
+    ("exact", "scarce", "found", "words"),
     [
-        (1.0, 10.0, None),
-        (0.96, 9.8, None),
-        (0.6, 8.0, "40% of the anchors are certain of fewer than 10 negatives in their window"),
-        (1.0, 3.0, "anchors have 3.0 negatives on average instead of 10, because their groups offer no more"),
-        (1.0, 0.0, "anchors have 0.0 negatives on average instead of 10"),
+        (1.0, 0.0, 10.0, None),
+        (0.96, 0.01, 9.8, None),
+        (0.6, 0.1, 8.0, "30% of the anchors are certain of fewer than 10 negatives in their window"),
+        (0.0, 1.0, 3.0, "anchors have 3.0 negatives on average instead of 10, because their groups offer no more"),
+        (1.0, 1.0, 3.0, "anchors have 3.0 negatives on average instead of 10, because their groups offer no more"),
+        (1.0, 1.0, 0.0, "anchors have 0.0 negatives on average instead of 10"),
     ],
 )
-def test_missing_negatives_are_told_with_their_cause(tiny_config, exact, found, words):
-    values = {"loss": 1.0, "contrast/exact_fraction": exact, "contrast/num_negatives": found}
+def test_missing_negatives_are_told_with_their_cause(tiny_config, exact, scarce, found, words):
+    """A window cannot tell of an anchor with fewer candidates than N; the log does not blame it then."""
+    values = {"exact_fraction": exact, "scarce_fraction": scarce, "num_negatives": found}
+    values = {"loss": 1.0} | {f"contrast/{name}": value for name, value in values.items()}
     sentence = warn_of_draws(values, tiny_config())
     assert (words in sentence and "--config.loss.num_negatives" in sentence) if words else sentence == ""
     assert warn_of_draws({"loss": 1.0}, tiny_config()) == ""

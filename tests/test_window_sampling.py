@@ -10,7 +10,7 @@ import pytest
 from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run
 
 from pc2seg_jax.ops.arrivals import CHUNK, NO_MARK, Arrivals, draw_arrivals, draw_from_arrivals
-from pc2seg_jax.ops.contrastive import GOLDEN_SECTION, choose_window
+from pc2seg_jax.ops.contrastive import _count_blocks, _cut, choose_window, golden_share
 from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)
@@ -153,11 +153,12 @@ def window_loops(x, num_negatives, window, block_anchors):
         key_circle, key_marks, key_arrivals = jax.random.split(jax.random.fold_in(KEY, g), 3)
         bits = np.asarray(jax.random.bits(key_marks, (2 * pixels,)))
         circle = np.asarray(jax.random.permutation(key_circle, 2 * pixels))
-        blocks = -(-2 * size**2 // block_anchors)
+        blocks = _count_blocks(-(-2 * size**2 // block_anchors), size)
         for a in range(2 * pixels):
             view, cell = a // pixels, a % size**2
             block = (2 * cell + view) % blocks
-            start, turn = block * 2 * pixels // blocks, np.uint32(block * GOLDEN_SECTION % 2**32)
+            turn = np.uint32(block * (2**32 * golden_share(blocks) // blocks) % 2**32)
+            start = block * 2 * pixels // blocks
             key_block = jax.random.fold_in(key_arrivals, block)
             arrivals = jax.device_get(draw_arrivals(key_block, np.roll(bits, -start) + turn, window))
             places = np.roll(circle, -start)[arrivals.order]
@@ -233,6 +234,28 @@ def test_the_gradient_of_the_window_is_the_slope_of_its_loss():
         valid = np.broadcast_to(x["valid"][:, :, None], up.shape)
         found = (np.asarray(up, np.float64) - np.asarray(down, np.float64))[valid].mean() / 2e-2
         np.testing.assert_allclose(found, np.sum(np.multiply(slopes, direction, dtype=np.float64)), rtol=1e-2)
+
+
+@pytest.mark.parametrize(("blocks", "width"), [(1, 7), (2, 7), (3, 7), (14, 21), (35, 33), (5, 10), (40, 20)])
+def test_a_cell_and_its_neighbours_are_in_different_blocks(blocks, width):
+    number = np.arange(2 * 30 * width).reshape(1, 30, width, 2)
+    views = jnp.moveaxis(jnp.asarray(number), -1, 0).reshape(2, 1, -1)
+    found = _count_blocks(blocks, width)
+    assert blocks <= found <= blocks + 2
+    block_of = np.zeros(number.size, int)
+    for block, members in enumerate(np.asarray(_cut(views, found))[::-1]):  # copies fill the last blocks
+        block_of[members] = found - 1 - block
+    view, down, right = (np.moveaxis(block_of.reshape(30, width, 2), axis, 0) for axis in (2, 0, 1))
+    for apart in (view, down, right) if blocks > 1 else ():
+        assert (apart[1:] != apart[:-1]).all()
+
+
+@pytest.mark.parametrize("blocks", [2, 5, 14, 35, 69, 132])
+def test_marks_of_neighbouring_blocks_are_far_apart_all_around_the_circle(blocks):
+    turns = np.arange(blocks) * golden_share(blocks) / blocks % 1
+    apart = np.abs(turns - np.roll(turns, 1))
+    assert (np.minimum(apart, 1 - apart) > 0.33).all()
+    assert len(set(turns)) == blocks  # and no two the same
 
 
 def test_blocks_draw_apart_from_one_another():

@@ -52,7 +52,7 @@ def draw_arrivals(key: jax.Array, first_marks: jax.Array, k: int) -> Arrivals:
     """
     m, share = len(first_marks), k / len(first_marks)
     # After length = h m arrivals, h - h^2/4 + h^3/18 - ... of m of use are expected; and six standard deviations more.
-    length = math.ceil(k * (1 + share / 4 + share**2 / 14) + 6 * math.sqrt(k * share))
+    length = math.ceil(k * (1 + share / 4 + share**2 / 14 + share**3 / 40) + 6 * math.sqrt(k * share))
     key_gap, key_again, key_mark = jax.random.split(key, 3)
     seen = jnp.arange(min(length, m))
     again = jnp.log(to_uniform(jax.random.bits(key_gap, seen.shape))) / jnp.log(jnp.maximum(seen, 1e-30) / m)

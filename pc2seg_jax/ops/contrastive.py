@@ -1,10 +1,11 @@
 """The pixel contrastive loss (eq. 4) over groups of images.
 
-Method "window": every block of anchors looks at a stream of `window` candidates (`arrivals`), the same for all of its
-anchors; each anchor's draw has the law of the full one, and only those marginals enter a sum over anchors. An anchor
-that finds N negatives in the stream has its exact draw, of all candidates. One with fewer keeps these, which are the
-first of that draw, and is counted as not exact: nothing is drawn in place of what was not looked at. Method "full":
-every anchor looks at all candidates with clocks of its own, also where a window would hold them all.
+Method "window": every block of anchors looks at the beginning of a stream of candidates (`arrivals`), the same for all
+of its anchors; what an anchor draws from the whole stream has the law of "full", and only those marginals enter a sum
+over anchors. An anchor that finds N negatives in the beginning has drawn what it would draw from the whole. One with
+fewer keeps these, which are the first of that draw, and is counted as not exact: nothing is drawn in place of what was
+not looked at. Method "full": every anchor looks at all candidates with clocks of its own, also where a window would
+hold them all.
 """
 
 import math
@@ -26,7 +27,6 @@ from pc2seg_jax.ops.sampling import (
 from pc2seg_jax.types import GroupSpan
 
 METHODS = ("window", "full")
-GOLDEN_SECTION = 0x9E3779B9  # of 2^32
 
 
 class ContrastStats(NamedTuple):
@@ -35,9 +35,10 @@ class ContrastStats(NamedTuple):
     positive_cosine, negative_cosine: -1..1, the latter a mean over the drawn negatives (mask: the second result).
     false_negative_rate: 0..1, share of the drawn negatives of known class that are of the anchor's class (`measured`).
     measured: bool, the anchor's class and at least one drawn negative's are known.
-    num_negatives, num_candidates: float32, drawn negatives and candidates of non-zero weight, where the window holds a
-      part of them in proportion (`valid`).
-    exact: bool, nothing that belongs to the draw is missing (`valid`): see `pixel_contrast`.
+    num_negatives, num_candidates: float32, drawn negatives, and candidates of non-zero weight, where the window holds a
+      part of them an estimate from these, without bias (`valid`).
+    exact: bool, nothing that belongs to the draw is missing (`valid`); never set by "window" for an anchor with fewer
+      candidates than N, of which a window cannot tell.
     valid: bool, the anchor is a valid pixel. The loss is averaged over these: see `pixel_contrast`.
     """
 
@@ -68,8 +69,8 @@ def choose_window(num_negatives: int, num_candidates: int) -> int:
     """How many candidates a block of anchors looks at by default: max(1024, 5 N rounded up to 128), at most all.
 
     The draw is exact for an anchor whose mean weight is above about N / window, so that with 5 N an anchor may have
-    three quarters of the candidates in its own class; two thirds where 5 N is nearly all of them, as more arrive
-    again. 1024 cost next to nothing.
+    three quarters of the candidates in its own class; two thirds where the window is more than half of them, as more
+    arrive again. 1024 cost next to nothing.
     """
     return min(num_candidates, max(1024, 128 * math.ceil(5 * num_negatives / 128)))
 
@@ -111,7 +112,7 @@ def pixel_contrast(
       block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it.
       pairs_at_once: "window" takes so many blocks side by side as have this many pairs of anchor and candidate, or one:
         for devices that one block does not keep busy. The result does not depend on it.
-      dtype: float type of the features in the products of anchors and negatives, which are summed in float32.
+      dtype: float type of the features in the products with negatives, in JAX's default precision, summed in float32.
       span: where the other images of the groups are; None: all are at hand. The result does not depend on it.
 
     Returns:
@@ -129,31 +130,31 @@ def pixel_contrast(
     width = (window or choose_window(num_negatives, num_candidates)) if method == "window" else num_candidates
     whole = width >= num_candidates
     images = num_candidates // (2 * cells)
-    size = max(1, min(2 * cells, (block_size or max(256, 32 * images)) // images))  # anchors of one image in a block
-    at_once = _blocks_at_once(-(-2 * cells // size), pairs_at_once // (math.prod(weak.shape[:2]) * size * width))
+    in_block = max(1, (block_size or max(256, 32 * images)) // images)  # anchors of one image
+    num_blocks = _count_blocks(math.ceil(2 * cells / in_block), weak.shape[3])
+    at_once = pairs_at_once // (math.prod(weak.shape[:2]) * in_block * width)
 
     def of_block(anchors: _Pixels, positive, candidates: _Pixels, draw):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
         positive, drawn = jnp.sum(anchors.z * positive, axis=-1), draw(weights)
-        z = anchors.z.astype(dtype), candidates.z.astype(dtype)
-        compared = compare_with_negatives(z[0], positive, z[1], drawn, temperature)
+        a, b = anchors.z.astype(dtype), candidates.z.astype(dtype)
+        compared = compare_with_negatives(a, positive, b, drawn, temperature)
         return _info_nce(anchors, positive, *compared, weights, drawn, candidates.label)
 
     def of_group(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, key: jax.Array):
         def look_at_all(block):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number)
-            clocks = exponential_clocks(keys, num_candidates)
+            clocks = exponential_clocks(jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number), num_candidates)
             return of_block(*block, candidates, lambda weights: draw_mask(clocks, weights, num_negatives))
 
         def look_at_a_window(block):
             *pixels, arrivals = block
             return of_block(*pixels, lambda weights: draw_from_arrivals(arrivals, weights, num_negatives))
 
-        blocks = jax.tree.map(lambda x: _cut(x, size), (anchors, positive))
+        blocks = jax.tree.map(lambda x: _cut(x, num_blocks), (anchors, positive))
         if whole:
             return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
-        windows = _windows(candidates, key, len(blocks[1]), width, dtype)
-        return jax.lax.map(look_at_a_window, (*blocks, *windows), batch_size=at_once)
+        windows = _windows(candidates, key, num_blocks, width, dtype)
+        return jax.lax.map(look_at_a_window, (*blocks, *windows), batch_size=_divisor(num_blocks, at_once))
 
     results = jax.vmap(of_group)(anchors, anchors.z[:, ::-1], candidates, keys)
     loss, mask, stats = jax.tree.map(lambda x: _join(x, weak.shape[:4]), results)
@@ -228,16 +229,18 @@ def _windows(candidates: _Pixels, key, blocks: int, width: int, dtype: jnp.dtype
 
     Blocks shall draw as differently as they can; each for itself has uniformly drawn candidates in a uniformly drawn
     order with uniform marks. So their windows start at equal distances in the circle, not at random places, and where
-    two windows overlap, a candidate has two distant marks: they turn by the golden section from block to block.
+    two windows overlap, a candidate has two distant marks, so that one of small weight is not drawn in both: marks turn
+    from block to block by nearly the golden section, and once around the circle by whole turns.
     """
     count = len(candidates.number)
     key_circle, key_marks, key_arrivals = jax.random.split(key, 3)
     circle = jax.random.permutation(key_circle, count)
     marks = jax.random.bits(key_marks, (count,))
     starts = jnp.arange(blocks) * count // blocks
+    turn = jnp.uint32(2**32 * golden_share(blocks) // blocks % 2**32)
 
     def arrivals_of(block, start):
-        turned = jnp.roll(marks, -start) + block.astype(jnp.uint32) * jnp.uint32(GOLDEN_SECTION)
+        turned = jnp.roll(marks, -start) + block.astype(jnp.uint32) * turn
         return draw_arrivals(jax.random.fold_in(key_arrivals, block), turned, width)
 
     arrivals = jax.vmap(arrivals_of)(jnp.arange(blocks), starts)
@@ -246,25 +249,37 @@ def _windows(candidates: _Pixels, key, blocks: int, width: int, dtype: jnp.dtype
     return seen._replace(z=seen.z.astype(dtype)), arrivals  # cast here, the gradients of a candidate add up in float32
 
 
+def golden_share(n: int) -> int:
+    """The number from 1 to n, without a common divisor with n, that is nearest to the golden section of n."""
+    return min((r for r in range(1, n + 1) if math.gcd(r, n) == 1), key=lambda r: abs(r - 0.618034 * n))
+
+
 def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
     pixel = pixels.number % (images * cells)
     return Candidates(pixel // cells, pixel, pixels.probs, pixels.valid, pixels.label)
 
 
-def _blocks_at_once(num_blocks: int, limit: int) -> int | None:
-    """The largest divisor up to the limit, so that none are left over; None, for `lax.map`: one after the other."""
+def _count_blocks(blocks: int, width: int) -> int:
+    """At least so many that, as `_cut` goes through them, a cell and the one below it are in different blocks."""
+    while blocks > 1 and 2 * width % blocks == 0:
+        blocks += 1
+    return blocks
+
+
+def _divisor(num_blocks: int, limit: int) -> int | None:
+    """The largest divisor up to the limit, so that no block is left over; None, for `lax.map`: one after the other."""
     largest = max(d for d in range(1, max(1, limit) + 1) if num_blocks % d == 0)
     return largest if largest > 1 else None
 
 
-def _cut(x: jax.Array, size: int) -> jax.Array:
-    """[K, g', cells, ...] -> [blocks, g' * size, ...]; the last blocks are filled with copies of the first anchors.
+def _cut(x: jax.Array, blocks: int) -> jax.Array:
+    """[K, g', cells, ...] -> [blocks, A, ...]; the last blocks are filled with copies of the first anchors.
 
     Of every image the same anchors make a block, so that the loop over blocks is not over an axis that devices share.
     Both views of a cell, and cells side by side, are in different blocks: they are alike, and would draw alike.
     """
     x = jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
-    blocks = math.ceil(x.shape[1] / size)
+    size = math.ceil(x.shape[1] / blocks)
     x = jnp.concatenate([x, x[:, : blocks * size - x.shape[1]]], axis=1)
     x = jnp.moveaxis(x.reshape(len(x), size, blocks, *x.shape[2:]), 2, 0)
     return x.reshape(blocks, -1, *x.shape[3:])

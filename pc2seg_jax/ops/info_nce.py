@@ -27,8 +27,8 @@ def compare_with_negatives(
       drawn: [A, J] bool. temperature: tau of eq. 4, > 0.
 
     Returns:
-      ratio: [A] float32, -1e30 where nothing is drawn. cosines: [A] float32, their sum over the drawn negatives,
-      without gradient.
+      ratio: [A] float32, -1e30 where nothing is drawn, or all terms are below float32. cosines: [A] float32, their sum
+      over the drawn negatives, without gradient.
     """
     return _forward(anchors, positive, candidates, drawn, temperature)[0]
 
