@@ -4,7 +4,6 @@ CHANGES is JSON: changes to the tiny configuration, and what the test wants to s
   "record": FILE     append a line per step with the CRC-32 of every row of this process's part of the batch
   "kill": {"process": I, "step": N, "signal": S}   sends the signal to this process, if it is I, before batch N is made,
                      once, if "once" names a file that may be made to remember it
-  "mistake": {"process": I, "step": N}   finds a damaged file in this process, if it is I, before batch N is made
 """
 
 import json
@@ -33,9 +32,8 @@ def row_sums(crops):
 
 def main():
     changes = json.loads(sys.argv[1])
-    record, kill, mistake = (changes.pop(name, None) for name in ("record", "kill", "mistake"))
+    record, kill = changes.pop("record", None), changes.pop("kill", None)
     from pc2seg_jax import cli, train, training
-    from pc2seg_jax.errors import UserError
 
     make = training.training_batches
 
@@ -51,8 +49,6 @@ def main():
         for step, crops in enumerate(make(config, dataset, start), start=start + 1):
             if kill and kill["step"] == step and kill["process"] == jax.process_index() and not done():
                 os.kill(os.getpid(), kill["signal"])
-            if mistake == {"process": jax.process_index(), "step": step}:
-                raise UserError("Cannot read a.jpg")
             if record:
                 with pathlib.Path(f"{record}.{jax.process_index()}").open("a") as file:
                     file.write(json.dumps({"step": step, "rows": row_sums(crops)}) + "\n")

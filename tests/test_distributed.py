@@ -15,7 +15,9 @@ import pytest
 
 from pc2seg_jax import build, workdir
 from pc2seg_jax.checkpoints import Checkpoints
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.parallel import make_shardings
+from pc2seg_jax.processes import Agreed, lost_peers
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEVICES, STEPS, RESUME = 4, 6, 75
@@ -29,29 +31,21 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def start():
-    """`start(folder, processes, ...)`: exit statuses, and what the processes of one run have printed.
+    """`start(folder, processes, ...)`: exit statuses, and what the processes of one run have printed."""
 
-    Further arguments: of run_process.py.
-    """
-
-    def run(folder, count, *, flags=(), environment=None, supervised=False, timeout=500, **wanted):
+    def run(folder, count, *, flags=(), environment=None, record=None, kill=None, supervised=False, timeout=500):
         # Small steps and a draw that does not depend on predictions: rounding, which differs with the number of
         # processes, then stays rounding instead of choosing other negatives.
         changes = {"checkpoint_every": 1, "eval.every": 3, "optim.learning_rate": 1e-5, "loss.strategy": "uniform"}
-        changes |= wanted
+        changes |= {"record": str(record)} if record else {}
+        changes |= {"kill": kill} if kill else {}
         port, processes = free_port(), []
         for i in range(count):
             own = {"DEVICES": str(DEVICES // count), "PYTHONPATH": str(HERE.parent)}
             known = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
             if environment:
                 own, known = own | environment(i, count, port), [f"--num_processes={count}"]
-            command = [
-                sys.executable,
-                HERE / "run_process.py",
-                json.dumps(changes, default=str),
-                f"--workdir={folder}",
-                *flags,
-            ]
+            command = [sys.executable, HERE / "run_process.py", json.dumps(changes), f"--workdir={folder}", *flags]
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             command += known if count > 1 else []
             if supervised:
@@ -163,11 +157,19 @@ def test_a_killed_process_ends_the_other_and_the_supervisors_continue_both(start
     assert_same_run(folder, reference[0])
 
 
-def test_a_mistake_that_one_process_finds_ends_it_and_is_not_restarted(start, tmp_path):
-    statuses, said = start(tmp_path / "run", 2, flags=["--peer_timeout=15"], mistake={"process": 1, "step": 4})
-    assert statuses == [75, 2], said[0][1][-3000:] + said[1][1][-3000:]
-    assert said[1][1].splitlines()[-1] == "error: process 1: Cannot read a.jpg"
-    assert "a peer of process 0 of 2 is lost or stuck" in said[0][1]
+def test_a_mistake_that_one_process_finds_ends_it_at_once(monkeypatch, capsys):
+    """Where all know of it, or there is one process, it is an ordinary error."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for count, mistake in ((1, UserError("a.jpg")), (2, Agreed("b.jpg"))):
+        monkeypatch.setattr(jax, "process_count", lambda count=count: count)
+        with pytest.raises(UserError, match=str(mistake)), lost_peers("run"):
+            raise mistake
+    assert not ended
+    with lost_peers("run"):
+        raise UserError("Cannot read c.jpg")
+    assert ended == [2]
+    assert capsys.readouterr().err == "error: process 0: Cannot read c.jpg\n"
 
 
 @pytest.mark.parametrize(
