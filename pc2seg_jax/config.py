@@ -223,7 +223,7 @@ def _validate_keys(flat: dict) -> None:
     """Checks that a configuration has the keys of this version and values of their types, which a file may change."""
     known = flatten(default_config())
     for key in flat.keys() - known.keys():
-        near = difflib.get_close_matches(key, known, n=1)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"did you mean config.{near[0]}?" if near else "see pc2seg_jax/config.py for all keys"
         raise UserError(f"there is no key config.{key}: {hint}")
     for key, default in known.items():
