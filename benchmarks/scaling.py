@@ -32,9 +32,9 @@ from ml_collections import config_flags
 
 from pc2seg_jax import build, cli, compile_report
 from pc2seg_jax.chips import CHIPS, Chip
-from pc2seg_jax.config import validate
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.parallel import make_shardings
+from pc2seg_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; keys are set with --config.key=value.")
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x4", "v5e:4x4"], "Slices, each a kind and a shape.")

@@ -26,9 +26,9 @@ from ml_collections import config_flags
 
 from pc2seg_jax import build, cli, compile_report
 from pc2seg_jax.chips import CHIPS
-from pc2seg_jax.config import validate
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
 from pc2seg_jax.types import Crops, TrainState
+from pc2seg_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; keys are set with --config.key=value.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed steps of every arm, after three that warm up.", lower_bound=1)

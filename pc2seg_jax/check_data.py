@@ -24,7 +24,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     del argv
     from pc2seg_jax import build, contact_sheet, data_report, training
-    from pc2seg_jax.config import validate
+    from pc2seg_jax.validation import validate
 
     config, output = _CONFIG.value, _OUTPUT.value and pathlib.Path(_OUTPUT.value)
     data_report.check_flags(_IMAGES.value, _SECONDS.value, _DEVICE_RATE.value)

@@ -11,9 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from pc2seg_jax import build, cli, compile_report
-from pc2seg_jax.config import validate
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.parallel import make_shardings
+from pc2seg_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, e.g. configs/folder.py; keys are set with --config.key=value."

@@ -10,7 +10,7 @@ import numpy as np
 
 from pc2seg_jax import bootstrap
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import DAMAGED_ARRAYS, AnyPath, replace_bytes, replace_text
+from pc2seg_jax.files import AnyPath, read_arrays, replace_bytes, replace_text
 from pc2seg_jax.inference import ONE_VIEW, InferenceViews
 from pc2seg_jax.ops import metrics
 from pc2seg_jax.ops.boundary import boundary_iou
@@ -19,6 +19,8 @@ from pc2seg_jax.parallel import Shardings, shard_batch
 from pc2seg_jax.step import EvaluationCounts
 from pc2seg_jax.types import LabeledCrops, Tree
 from pc2seg_jax.workdir import DatasetInfo
+
+AGAIN = "write it again with python -m pc2seg_jax.evaluate"
 
 
 class Measured(NamedTuple):
@@ -201,10 +203,10 @@ def read(workdir: AnyPath, name: str) -> tuple[dict, dict[str, np.ndarray]] | No
     if not (path.exists() and images.exists()):
         return None
     try:
-        with np.load(io.BytesIO(images.read_bytes())) as stored:
-            return json.loads(path.read_text()), dict(stored)
-    except DAMAGED_ARRAYS as error:
-        raise UserError(f"{path} or .npz beside it is damaged ({error}): evaluate again, or restore it") from error
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
+    return result, read_arrays(images, AGAIN)
 
 
 def describe_views(protocol: dict) -> str:

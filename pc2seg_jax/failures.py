@@ -4,7 +4,6 @@
 of it), and `metrics.json`.
 """
 
-import io
 import json
 import math
 import pathlib
@@ -17,7 +16,7 @@ from pc2seg_jax import build, processes
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import load_state, save_state
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import DAMAGED_ARRAYS, AnyPath
+from pc2seg_jax.files import AnyPath, read_arrays
 from pc2seg_jax.parallel import Shardings, make_shardings, shard_batch
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState, UnlabeledCrops
 
@@ -74,11 +73,7 @@ def _load_crops(folder: AnyPath, config: ml_collections.ConfigDict) -> Crops:
     """
     hosts = []
     while (path := folder / f"batch_{len(hosts)}.npz").is_file():
-        try:
-            with np.load(io.BytesIO(path.read_bytes())) as stored:
-                hosts.append(dict(stored))
-        except DAMAGED_ARRAYS as error:
-            raise UserError(f"{path} is damaged ({error}): restore it to replay the step") from error
+        hosts.append(read_arrays(path, "restore it to replay the step"))
     arrays = {name: np.concatenate([host[name] for host in hosts]) for name in (hosts[0] if hosts else ())}
     if len(arrays.get("labeled.image", ())) != config.batch_labeled:
         raise UserError(

@@ -1,5 +1,6 @@
 """Paths on the local disk and in buckets (`gs://`), and files that are there as a whole or not at all."""
 
+import io
 import pathlib
 import shutil
 import tempfile
@@ -7,14 +8,12 @@ import zipfile
 import zlib
 from typing import TypeAlias
 
+import numpy as np
 from etils import epath
 
 from pc2seg_jax.errors import UserError
 
 AnyPath: TypeAlias = pathlib.Path | epath.Path
-
-# What reading a damaged .npz file of known arrays raises.
-DAMAGED_ARRAYS = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def path_of(text: str | AnyPath) -> AnyPath:
@@ -50,6 +49,19 @@ def is_local(path: AnyPath) -> bool:
 
 def absolute(path: AnyPath) -> AnyPath:
     return path.absolute() if is_local(path) else path
+
+
+def read_arrays(path: AnyPath, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file.
+
+    Raises:
+      UserError: when it is missing or damaged, with what to do then.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
+            return dict(stored)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def replace_bytes(path: AnyPath, content: bytes) -> None:

@@ -1,6 +1,5 @@
 """What a report says about runs: numbers from their folders, predictions from their latest checkpoints."""
 
-import io
 import json
 import math
 import re
@@ -13,12 +12,12 @@ from pc2seg_jax import build, comparison, restoring
 from pc2seg_jax import config as config_lib
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.files import DAMAGED_ARRAYS, AnyPath
+from pc2seg_jax.evaluation import AGAIN
+from pc2seg_jax.files import AnyPath, read_arrays
 from pc2seg_jax.ops.metrics import mean_iou
 from pc2seg_jax.prediction import make_predictor
 
 _DEFAULT_PROTOCOL = re.compile(r"\d+_val")  # names of evaluations with which runs are compared; others hold more words
-_AGAIN = "write it again with python -m pc2seg_jax.evaluate"
 
 
 class Record(NamedTuple):
@@ -119,20 +118,19 @@ def _read_evaluation(path: AnyPath, class_names: tuple[str, ...]) -> dict:
         if "confusion" in stored and np.shape(stored["confusion"]) != (len(class_names),) * 2:
             raise ValueError(f"its confusion matrix is not one of {len(class_names)} classes")
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
     return stored
 
 
 def _read_images(path: AnyPath, num_classes: int) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as stored:
-            ids, confusions = stored["ids"].tolist(), stored["network"]
-        if confusions.shape != (len(ids), num_classes, num_classes):
-            raise ValueError(f"{len(ids)} images, but confusion matrices {list(confusions.shape)}")
-    except DAMAGED_ARRAYS as error:
-        raise UserError(f"{path} is damaged ({error}): {_AGAIN}") from error
+    arrays = read_arrays(path, AGAIN)
+    ids, confusions = arrays.get("ids", np.empty(0)).tolist(), arrays.get("network", np.empty(0))
+    if confusions.shape != (len(ids), num_classes, num_classes):
+        raise UserError(
+            f"{path} is damaged ({len(ids)} images, but confusion matrices {list(confusions.shape)}): {AGAIN}"
+        )
     return dict(zip(ids, confusions, strict=True))
 
 

@@ -1,7 +1,6 @@
 """The cells of a sweep: configurations around one base, from grids on the command line or from a file."""
 
 import ast
-import difflib
 import hashlib
 import itertools
 import pathlib
@@ -14,6 +13,7 @@ import ml_collections
 
 from pc2seg_jax import config as config_lib
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.validation import validate
 
 LONGEST_NAME = 120  # characters of a folder's name before the seed
 
@@ -69,9 +69,7 @@ def apply(base: ml_collections.ConfigDict, changes: Changes) -> ml_collections.C
         if key == "seed":
             raise UserError("config.seed is not swept as a key: set the number of seeds with --seeds")
         if key not in flat:
-            near = difflib.get_close_matches(key, flat, n=1)
-            hint = f"did you mean config.{near[0]}?" if near else "see pc2seg_jax/config.py for all keys"
-            raise UserError(f"there is no key config.{key}: {hint}")
+            raise config_lib.no_such_key(key)
         try:
             fitting[key] = _fitted(value, flat[key])
         except TypeError:
@@ -173,7 +171,7 @@ def make_rows(
     """Rows of a sweep with a cell for each of the seeds base.seed, base.seed + 1, ...
 
     Args:
-      choices: see `config.validate`, which every cell must pass.
+      choices: see `validation.validate`, which every cell must pass.
 
     Raises:
       UserError: naming the cell that cannot be run, and why.
@@ -187,7 +185,7 @@ def make_rows(
             for seed in range(base.seed, base.seed + seeds):
                 seeded = config.copy_and_resolve_references()
                 seeded.seed = seed
-                config_lib.validate(seeded, choices)
+                validate(seeded, choices)
                 made.append(Cell(folder_name(changes, seed), seeded))
         except UserError as error:
             raise UserError(f"cell {label!r} of the sweep cannot be run: {error}") from error

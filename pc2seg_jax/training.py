@@ -11,7 +11,6 @@ import ml_collections
 from pc2seg_jax import build, evaluation, processes
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.checkpoints import Checkpoints
-from pc2seg_jax.config import validate
 from pc2seg_jax.data import pipeline
 from pc2seg_jax.data.sources import Dataset, Source
 from pc2seg_jax.errors import UserError
@@ -21,6 +20,7 @@ from pc2seg_jax.initialization import initialize, starting_state
 from pc2seg_jax.parallel import Shardings, make_shardings, prefetch_to_devices
 from pc2seg_jax.profiling import Profiler
 from pc2seg_jax.types import Crops, LabeledCrops, TrainState
+from pc2seg_jax.validation import validate
 from pc2seg_jax.writers import RunLog, flatten_metrics
 
 ENOUGH = 0.95  # share of the anchors, or of their negatives, below which the log says what is missing

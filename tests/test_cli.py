@@ -126,6 +126,15 @@ def test_a_workdir_that_cannot_be_made_is_named(command, tmp_path):
     assert_one_sentence(command(*tiny, "--workdir=s3://bucket/run"), "s3://bucket/run", "gs://BUCKET/PATH")
 
 
+def test_what_would_be_ignored_or_go_astray_is_refused(command, tmp_path, tiny_run):
+    beside = ("export", f"--workdir={tiny_run.workdir}", f"--output={tmp_path / 'out'}", "--weights=beside")
+    assert_one_sentence(command(*beside, "--formats=onnx"), "--weights=beside", "stablehlo")
+    assert_one_sentence(command("export_shapes", "--output=gs://bucket/x"), "--output=gs://bucket/x", "local disk")
+    images = ("predict", f"--workdir={tiny_run.workdir}", f"--output={tmp_path / 'out'}", "--images=")
+    assert_one_sentence(command(*images), "--images=", "names nothing")
+    assert not (tmp_path / "out").exists()
+
+
 def test_train_refuses_the_folder_of_another_run(command, tiny_run):
     result = command("train", f"--config={SHAPES}", f"--workdir={tiny_run.workdir}")
     assert_one_sentence(result, tiny_run.workdir, "model.width: 4 -> 16")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from pc2seg_jax import build, config, parallel
+from pc2seg_jax import build, config, parallel, validation
 from pc2seg_jax.errors import UserError
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -29,8 +29,8 @@ WRONG = [
     ("model.contrast_layers", (), {}, "different ones"),
     ("model.dtype", "float16", {}, "bfloat16"),
     ("loss.strategy", "hardest", {}, "different_image_pseudo_label"),
-    *((key, 0, {}, "positive") for key in config._POSITIVE),
-    *((key, -1, {}, "0 or more") for key in config._NOT_NEGATIVE),
+    *((key, 0, {}, "positive") for key in validation._POSITIVE),
+    *((key, -1, {}, "0 or more") for key in validation._NOT_NEGATIVE),
     ("augment.crop_size", (512, 513), {}, "16k + 1, e.g. 513"),
     ("augment.crop_size", (513, 1), {}, "16k + 1"),
     ("augment.crop_size", (513,), {}, "height, width"),
@@ -77,13 +77,13 @@ def changed(changes):
 
 
 def test_the_default_configuration_is_valid():
-    config.validate(changed({}), build.CHOICES)
+    validation.validate(changed({}), build.CHOICES)
 
 
 @pytest.mark.parametrize(("key", "value", "others", "hint"), WRONG, ids=lambda x: str(x) if x != {} else "")
 def test_a_wrong_value_is_named_with_its_key_and_what_it_may_be(key, value, others, hint):
     with pytest.raises(UserError) as error:
-        config.validate(changed({key: value, **others}), build.CHOICES)
+        validation.validate(changed({key: value, **others}), build.CHOICES)
     sentence = str(error.value)
     assert f"config.{key}" in sentence
     assert hint in sentence
@@ -97,15 +97,15 @@ def test_keys_that_a_file_adds_or_lacks_are_named():
     c.unlock()
     c.optim.lr = 0.1
     with pytest.raises(UserError, match=r"^there is no key config\.optim\.lr: (did you mean|see) "):
-        config.validate(c, build.CHOICES)
+        validation.validate(c, build.CHOICES)
     del c.optim.lr
     c.optim.learning_rates = 0.1
     with pytest.raises(UserError, match=r"config\.optim\.learning_rates: did you mean config\.optim\.learning_rate\?"):
-        config.validate(c, build.CHOICES)
+        validation.validate(c, build.CHOICES)
     del c.optim.learning_rates
     del c.objective
     with pytest.raises(UserError, match=r"^config\.objective is missing: begin from default_config\(\)"):
-        config.validate(c, build.CHOICES)
+        validation.validate(c, build.CHOICES)
 
 
 def test_unused_settings_are_not_judged():
@@ -116,7 +116,7 @@ def test_unused_settings_are_not_judged():
         {"loss.strategy": "pseudo_label", "group_size": 1},
         {"loss.strategy": "oracle", "data.unlabeled_masks": True},
     ):
-        config.validate(changed(changes), build.CHOICES)
+        validation.validate(changed(changes), build.CHOICES)
 
 
 def test_flattening_gives_every_leaf_once_under_its_dotted_name():
@@ -207,7 +207,7 @@ def test_every_variant_of_every_file_in_configs_is_valid_and_its_step_can_be_tra
         assert config.flatten(c).keys() == config.flatten(config.default_config()).keys()
         if c.data.dataset == "folder":
             c.data.root = c.data.root or "somewhere"
-        config.validate(c, build.CHOICES)
+        validation.validate(c, build.CHOICES)
         seen.add(json.dumps(c.to_dict(), sort_keys=True))
         # What is traced does not depend on these.
         c.update_from_flattened_dict({"steps": 1, "init_from": "", "data.labeled": "", "optim.weight_decay": 0.0})

@@ -169,7 +169,7 @@ def test_damaged_results_of_images_are_named(copy):
             reporting._read_images(path, 7)
     for content in (b"", b"no archive", whole[:-40], flipped):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=sentence("6_val.json or .npz beside it is damaged", "evaluate again")):
+        with pytest.raises(UserError, match=sentence("6_val.npz is damaged", "pc2seg_jax.evaluate")):
             evaluation.read(copy, "6_val")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import stored_results
 from PIL import Image
 from sentences import assert_one_sentence
 
@@ -38,6 +39,10 @@ def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
     assert "<svg" in (runs[0] / "evaluation" / f"{name}_confusion.svg").read_text()
     assert stored["calibration"] != tiny_run.result["calibration"]
     (runs[1] / "evaluation" / "6_val.npz").unlink()  # then it is evaluated again
+    stored_results.edit(runs[0] / "dataset.json", lambda info: info.update(eval_size=[81, 81]))
+    assert command("evaluate", f"--workdir={runs[0]}", "--split=labeled")[0] == 0  # images of 97 x 97
+    assert json.loads((runs[0] / "evaluation" / "6_labeled.json").read_text())["protocol"]["size"] == [97, 97]
+    shutil.copy(tiny_run.workdir / "dataset.json", runs[0])
     both = f"--compare={runs[0]},{runs[1]}"
     status, out, _ = command("evaluate", both, f"--output={tmp_path / 'rows.json'}")
     assert status == 0

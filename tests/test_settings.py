@@ -10,7 +10,6 @@ from test_objective import CLASSES, GROUP, SETTINGS, gradient, keys_of, project,
 
 from pc2seg_jax import build, objective
 from pc2seg_jax.compile_report import abstract_inputs
-from pc2seg_jax.config import validate
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.functional import create_model
 from pc2seg_jax.ops.image_contrast import image_contrast
@@ -20,6 +19,7 @@ from pc2seg_jax.parallel import make_shardings
 from pc2seg_jax.step import make_gradient_norms
 from pc2seg_jax.training import warn_of_draws
 from pc2seg_jax.types import TrainState
+from pc2seg_jax.validation import validate
 
 
 @pytest.fixture(scope="module")

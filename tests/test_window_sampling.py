@@ -10,7 +10,7 @@ import pytest
 from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run
 
 from pc2seg_jax.ops.arrivals import CHUNK, NO_MARK, Arrivals, draw_arrivals, draw_from_arrivals
-from pc2seg_jax.ops.contrastive import _count_blocks, _cut, choose_window, golden_share
+from pc2seg_jax.ops.contrastive import _count_blocks, _cut, _golden_share, choose_window
 from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)
@@ -157,7 +157,7 @@ def window_loops(x, num_negatives, window, block_anchors):
         for a in range(2 * pixels):
             view, cell = a // pixels, a % size**2
             block = (2 * cell + view) % blocks
-            turn = np.uint32(block * (2**32 * golden_share(blocks) // blocks) % 2**32)
+            turn = np.uint32(block * (2**32 * _golden_share(blocks) // blocks) % 2**32)
             start = block * 2 * pixels // blocks
             key_block = jax.random.fold_in(key_arrivals, block)
             arrivals = jax.device_get(draw_arrivals(key_block, np.roll(bits, -start) + turn, window))
@@ -252,7 +252,7 @@ def test_a_cell_and_its_neighbours_are_in_different_blocks(blocks, width):
 
 @pytest.mark.parametrize("blocks", [2, 5, 14, 35, 69, 132])
 def test_marks_of_neighbouring_blocks_are_far_apart_all_around_the_circle(blocks):
-    turns = np.arange(blocks) * golden_share(blocks) / blocks % 1
+    turns = np.arange(blocks) * _golden_share(blocks) / blocks % 1
     apart = np.abs(turns - np.roll(turns, 1))
     assert (np.minimum(apart, 1 - apart) > 0.33).all()
     assert len(set(turns)) == blocks  # and no two the same
@@ -266,7 +266,7 @@ def test_blocks_draw_apart_from_one_another():
 
     def spread(block_size):
         options = {"strategy": "uniform", "num_negatives": 4, "method": "window", "window": 40}
-        stats = [run(x, key=jax.random.key(i), block_size=block_size, **options)[2] for i in range(300)]
+        stats = [run(x, key=jax.random.key(i), block_size=block_size, **options)[2] for i in range(1000)]
         return np.std([np.mean(s.false_negative_rate) for s in stats])
 
     assert spread(2) < 0.3 * spread(72)

@@ -229,15 +229,15 @@ def _windows(candidates: _Pixels, key, blocks: int, width: int, dtype: jnp.dtype
 
     Blocks shall draw as differently as they can; each for itself has uniformly drawn candidates in a uniformly drawn
     order with uniform marks. So their windows start at equal distances in the circle, not at random places, and where
-    two windows overlap, a candidate has two distant marks, so that one of small weight is not drawn in both: marks turn
-    from block to block by nearly the golden section, and once around the circle by whole turns.
+    neighbouring windows overlap, a candidate has distant marks, so that one of small weight is not drawn in both: marks
+    turn from block to block by nearly the golden section, and once around the circle by whole turns.
     """
     count = len(candidates.number)
     key_circle, key_marks, key_arrivals = jax.random.split(key, 3)
     circle = jax.random.permutation(key_circle, count)
     marks = jax.random.bits(key_marks, (count,))
     starts = jnp.arange(blocks) * count // blocks
-    turn = jnp.uint32(2**32 * golden_share(blocks) // blocks % 2**32)
+    turn = jnp.uint32(2**32 * _golden_share(blocks) // blocks % 2**32)
 
     def arrivals_of(block, start):
         turned = jnp.roll(marks, -start) + block.astype(jnp.uint32) * turn
@@ -249,7 +249,7 @@ def _windows(candidates: _Pixels, key, blocks: int, width: int, dtype: jnp.dtype
     return seen._replace(z=seen.z.astype(dtype)), arrivals  # cast here, the gradients of a candidate add up in float32
 
 
-def golden_share(n: int) -> int:
+def _golden_share(n: int) -> int:
     """The number from 1 to n, without a common divisor with n, that is nearest to the golden section of n."""
     return min((r for r in range(1, n + 1) if math.gcd(r, n) == 1), key=lambda r: abs(r - 0.618034 * n))
 
