@@ -79,19 +79,13 @@ def default_config() -> ml_collections.ConfigDict:
 def _set_data_defaults(c: ml_collections.ConfigDict) -> None:
     c.data = ml_collections.ConfigDict()
     c.data.dataset = "folder"  # shapes | folder | voc2012 | cityscapes | coco
-    c.data.root = (
-        ""  # folder: where images/, masks/ and the lists are; others: the data_dir of `prepare`, "": its default
-    )
-    c.data.labeled = (
-        "labeled.txt"  # list of labelled images: a file (in root, or a path), a name (data/splits.py) or rule
-    )
+    c.data.root = ""  # folder: where images/, masks/ and the lists are; others: data_dir of `prepare`, or its default
+    c.data.labeled = "labeled.txt"  # labelled images: a file (in root, or a path), a name (data/splits.py) or a rule
     c.data.unlabeled = "train.txt"  # list of images to learn from without masks
     c.data.val = "val.txt"  # list of evaluation images, with masks
     c.data.ignore_id = 255  # folder: mask id that counts nowhere
     c.data.max_side = 0  # shrink so that the longer side is at most this; 0 keeps every size
-    c.data.rule = (
-        ""  # coco: how instances become labels, e.g. crowd_ignored (`prepare --dataset=coco_seg/crowd_ignored`)
-    )
+    c.data.rule = ""  # coco: how instances become labels, e.g. crowd_ignored (prepare --dataset=coco_seg/crowd_ignored)
     c.data.unlabeled_masks = False  # read masks of unlabelled images for measuring; needed by the oracle strategy
     c.data.num_labeled = 20  # shapes: labelled images
     c.data.num_unlabeled = 1000  # shapes: unlabelled images, the labelled ones among them

@@ -9,7 +9,7 @@ from pc2seg_jax import report_page, reporting
 LARGEST = 5_000_000
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # as the runs are, which are then not trained where there is no browser
 def page(tmp_path_factory):
     with browser.opened(tmp_path_factory.mktemp("chromium")) as page:
         yield page
