@@ -55,7 +55,9 @@ def draw_sheet(columns: list[tuple[str, list[np.ndarray]]], legend: list[tuple[s
     height, width = columns[0][1][0].shape[:2]
     rows = max(len(images) for _, images in columns)
     total = GAP + len(columns) * (width + GAP)
-    per_line = max(1, total // 130)
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    cell = TEXT + 4 + int(max(ruler.textlength(name) for name, _ in legend)) + 3 * GAP
+    per_line = max(1, total // cell)
     below = TEXT + GAP + rows * (height + GAP) + GAP
     sheet = Image.new("RGB", (total, below + -(-len(legend) // per_line) * (TEXT + 4) + GAP), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
@@ -65,9 +67,9 @@ def draw_sheet(columns: list[tuple[str, list[np.ndarray]]], legend: list[tuple[s
         for row, image in enumerate(images):
             sheet.paste(Image.fromarray(image), (left, TEXT + GAP + row * (height + GAP)))
     for number, (name, color) in enumerate(legend):
-        left, top = GAP + number % per_line * 130, below + number // per_line * (TEXT + 4)
+        left, top = GAP + number % per_line * cell, below + number // per_line * (TEXT + 4)
         pen.rectangle((left, top, left + TEXT - 2, top + TEXT - 2), tuple(map(int, color)), INK)
-        pen.text((left + TEXT + 4, top), name[:17], INK)
+        pen.text((left + TEXT + 4, top), name, INK)
     return sheet
 
 

@@ -120,6 +120,18 @@ def test_the_sheet_shows_the_pixels_of_the_first_batch(tmp_path, tiny_config):
     assert not views.unlabeled.valid[: contact_sheet.ROWS].all()
 
 
+def test_names_of_classes_stand_whole_and_apart_in_the_legend():
+    def legend(name):
+        entries = [(name, (255, 0, 0)), ("next", (0, 0, 255))]
+        sheet = np.asarray(contact_sheet.draw_sheet([("view", [np.zeros((8, 600, 3), np.uint8)])], entries))
+        return sheet[contact_sheet.TEXT + 3 * contact_sheet.GAP + 8 :]
+
+    one, other = (legend(f"3 Unterwasserfahrzeug_{end}") for end in ("one", "two"))
+    assert not np.array_equal(one, other)
+    swatch = np.argwhere((one == (0, 0, 255)).all(-1)).min(0)
+    assert (one[:, swatch[1] - contact_sheet.GAP : swatch[1] - 1] == contact_sheet.BACKGROUND).all()
+
+
 def test_the_output_is_checked_before_anything_is_read(tmp_path):
     (tmp_path / "there.png").write_bytes(b"mine")
     for name, words in (("x.jpg", "ends in .png"), ("no/x.png", "does not exist"), ("there.png", "--overwrite")):
