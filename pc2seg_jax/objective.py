@@ -78,38 +78,6 @@ def _split(tree: Tree, size_a: int, size_b: int, blocks: int) -> tuple[Tree, Tre
     return jax.tree.map(lambda x: part(x, 0, a), tree), jax.tree.map(lambda x: part(x, a, b), tree)
 
 
-def _apply_to_both(
-    model: Model,
-    params: Tree,
-    batch_stats: Tree,
-    images: tuple[Array, Array],
-    keys: tuple[Array, Array],
-    *,
-    group_size: int,
-    mesh: Mesh | None,
-) -> tuple[Outputs, Outputs, Tree, Tree]:
-    """One training pass for two streams, each in groups of its own: outputs of either, then moments of either.
-
-    A device that holds whole groups joins those. Devices that share groups, and hold as many images of the one stream
-    as of the other, let these take turns: batch normalisation then needs the sums of the devices of a group, but no
-    image and no feature leaves its device. In any other case the compiler moves them, to the same result.
-    """
-    sizes = len(images[0]), len(images[1])
-    groups = sizes[0] // group_size, sizes[1] // group_size
-    at_hand = 0 if mesh is None else sizes[0] // mesh.size
-    shared = sizes[0] == sizes[1] and 0 < at_hand < group_size and group_size % at_hand == 0
-    blocks = sizes[0] // at_hand if shared else math.gcd(*groups)
-    joined, moments = model.apply(
-        params,
-        batch_stats,
-        _join(*images, blocks),
-        train=True,
-        keys=_join(*keys, blocks),
-        turn=at_hand if shared else None,
-    )
-    return *_split(joined, *sizes, blocks), *_split(moments, *groups, math.gcd(*groups))
-
-
 def supervised(
     model: Model, params: Tree, batch_stats: Tree, batch: Batch, keys: Batch, *, ignore_id: int, **unused
 ) -> Result:
@@ -288,18 +256,22 @@ def pc2seg(
     """
     labeled, unlabeled = batch
     keys_weak, keys_strong, keys_negatives = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys.unlabeled)
+    num_labeled, num_unlabeled = labeled.image.shape[0], unlabeled.weak.shape[0]
+    groups = num_labeled // group_size, num_unlabeled // group_size
+    blocks = math.gcd(*groups)
+
     seer = teacher or {"params": jax.lax.stop_gradient(params), "batch_stats": batch_stats}
     weak, moments_weak = model.apply(**seer, images=unlabeled.weak, train=True, keys=keys_weak)
     weak = jax.lax.stop_gradient(weak)
-    outputs, strong, moments_labeled, moments_strong = _apply_to_both(
-        model,
+    joined, moments = model.apply(
         params,
         batch_stats,
-        (labeled.image, unlabeled.strong),
-        (keys.labeled, keys_strong),
-        group_size=group_size,
-        mesh=mesh,
+        _join(labeled.image, unlabeled.strong, blocks),
+        train=True,
+        keys=_join(keys.labeled, keys_strong, blocks),
     )
+    outputs, strong = _split(joined, num_labeled, num_unlabeled, blocks)
+    moments_labeled, moments_strong = _split(moments, *groups, blocks)
 
     terms, weights = {"loss/supervised": _supervised_loss(outputs, labeled, ignore_id)}, {"loss/supervised": 1.0}
     cells = weak.logits.shape[1:3]

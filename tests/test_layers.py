@@ -42,24 +42,6 @@ def test_training_normalisation_equals_twin(group_size):
     np.testing.assert_allclose(layer.var[...], unbiased, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("group_size", "turn"), [(4, 1), (4, 2), (2, 1), (2, 2)])
-def test_streams_that_take_turns_are_normalised_apart(group_size, turn):
-    """As both are alone, their groups one after the other."""
-    x = np.random.default_rng(5).normal((0, 9), size=(4, 3, 5, 2, 2)).astype(np.float32).transpose(4, 0, 1, 2, 3)
-    layer = GroupedBatchNorm(2, epsilon=1e-5, group_size=group_size, dtype=jnp.float32)
-    expected, moments = [], []
-    for stream in x:
-        expected.append(np.asarray(layer(jnp.asarray(stream), train=True)))
-        moments.append((np.asarray(layer.mean[...]), np.asarray(layer.var[...])))
-    layer.turn = turn
-    runs = [images for start in range(0, 4, turn) for images in x[:, start : start + turn]]
-    y = np.asarray(layer(jnp.concatenate(runs), train=True)).reshape(4 // turn, 2, turn, *x.shape[2:])
-    for stream in range(2):
-        np.testing.assert_allclose(y[:, stream].reshape(x[0].shape), expected[stream], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(layer.mean[...][stream::2], moments[stream][0], rtol=1e-6)
-        np.testing.assert_allclose(layer.var[...][stream::2], moments[stream][1], rtol=1e-5)
-
-
 def test_normalisation_of_one_value_per_channel_is_finite():
     layer = GroupedBatchNorm(2, epsilon=1e-5, group_size=1, dtype=jnp.float32)
     y = layer(jnp.ones((3, 1, 1, 2)), train=True)

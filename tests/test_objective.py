@@ -38,8 +38,7 @@ SETTINGS = {
 def toy_model(dropout_rate=0.0):
     """Every fourth pixel times a matrix, normalised in groups; every fourth of those is a feature."""
 
-    def apply(params, batch_stats, images, *, train, keys=None, turn=None):
-        assert turn is None
+    def apply(params, batch_stats, images, *, train, keys=None):
         x = (images[:, ::4, ::4] / 127.5 - 1) @ params["backbone"]["kernel"]
         grouped = x.reshape(-1, GROUP, *x.shape[1:])
         mean, var = grouped.mean((1, 2, 3)), grouped.var((1, 2, 3))

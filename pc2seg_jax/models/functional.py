@@ -14,7 +14,7 @@ from flax import nnx
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models.backbones import Backbone, find_backbone
 from pc2seg_jax.models.deeplab_v3plus import DeepLabV3Plus, Head, Projections, preprocess
-from pc2seg_jax.models.layers import GroupedBatchNorm, he_truncated, initial_state
+from pc2seg_jax.models.layers import he_truncated, initial_state
 from pc2seg_jax.types import Outputs, Tree
 
 # conv3, conv4, conv5: outputs of the backbone's last three blocks (ResNet: 2, 3, 4; Xception: see there); encoder:
@@ -28,13 +28,12 @@ class Model(NamedTuple):
 
     init(key) -> (params, batch_stats): plain nested dicts of float32 arrays; params has `backbone`, `head`,
       `projection` (by layer `weak` and `strong`, or `shared`), batch_stats has `backbone`, `head`.
-    apply(params, batch_stats, images, *, train, keys=None, turn=None) -> (Outputs, moments): images [B, H, W, 3] RGB
-      0..255 with sides of the form output_stride * k + 1; logits are float32 at stride 4. With train=True the batch is
-      normalised in consecutive groups of `group_size` images, dropout draws from `keys` [B], one random key per image,
-      and `moments` has the structure of batch_stats with mean [G, C] and unbiased variance [G, C] of every group; with
-      `turn` they are the groups of two streams that take turns, see `GroupedBatchNorm`. With train=False the running
-      statistics are used and `moments` is {}. Running statistics are deliberately *not* updated here: one pass may hold
-      groups of several streams, and the caller decides in which order they enter the averages.
+    apply(params, batch_stats, images, *, train, keys=None) -> (Outputs, moments): images [B, H, W, 3] RGB 0..255 with
+      sides of the form output_stride * k + 1; logits are float32 at stride 4. With train=True the batch is normalised
+      in consecutive groups of `group_size` images, dropout draws from `keys` [B], one random key per image, and
+      `moments` has the structure of batch_stats with mean [G, C] and unbiased variance [G, C] of every group. With
+      train=False the running statistics are used and `moments` is {}. Running statistics are deliberately *not* updated
+      here: one pass may hold groups of several streams, and the caller decides in which order they enter the averages.
       Raises ValueError when group_size does not divide B or the keys are missing, UserError for other image sides.
       `Outputs.features` is a dict with one entry [B, h, w, F] per contrast layer.
     project(params, features, *, branch) -> dict of [B, h, w, D] float32: linear map of every feature by its layer's
@@ -134,12 +133,12 @@ def create_model(
     init, run = functions_of(build, group_size)
     projection_graph = nnx.graphdef(nnx.eval_shape(lambda: build_projections(rngs=nnx.Rngs(0))))
 
-    def features(params, batch_stats, images, *, train, keys=None, turn=None):
+    def features(params, batch_stats, images, *, train, keys=None):
         _check_sides(images, output_stride)
-        return run(params, batch_stats, images, train=train, keys=keys, turn=turn)
+        return run(params, batch_stats, images, train=train, keys=keys)
 
-    def apply(params, batch_stats, images, *, train, keys=None, turn=None):
-        outputs, moments = features(params, batch_stats, images, train=train, keys=keys, turn=turn)
+    def apply(params, batch_stats, images, *, train, keys=None):
+        outputs, moments = features(params, batch_stats, images, train=train, keys=keys)
         return Outputs(outputs["logits"], {layer: outputs[layer] for layer in contrast_layers}), moments
 
     def project(params, features, *, branch):
@@ -226,18 +225,13 @@ def functions_of(build: Callable[[nnx.Rngs], nnx.Module], group_size: int | None
     def init(key: jax.Array) -> tuple[Tree, Tree]:
         return initial_state(build(nnx.Rngs(0)), key)
 
-    def run(
-        params: Tree, batch_stats: Tree, images: jax.Array, *, train: bool, turn: int | None = None, **kwargs: Any
-    ) -> tuple[Any, Tree]:
+    def run(params: Tree, batch_stats: Tree, images: jax.Array, *, train: bool, **kwargs: Any) -> tuple[Any, Tree]:
         if train and group_size is not None and images.shape[0] % group_size:
             raise ValueError(
                 f"a training batch of {images.shape[0]} images cannot be divided into groups of {group_size}; "
                 "make the batch a multiple of the batch normalisation group size."
             )
         module = nnx.merge(graph, params, batch_stats)
-        for _, part in nnx.iter_modules(module):
-            if isinstance(part, GroupedBatchNorm):
-                part.turn = turn
         outputs = module(images, train=train, **kwargs)
         # In training the statistics variables of this temporary module now hold the groups' moments.
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)) if train else {}

@@ -159,10 +159,6 @@ class GroupedBatchNorm(nnx.Module):
 
     Groups stand for the replicas of the original training, which never shared statistics. A group that lives on one
     device needs no communication.
-
-    Two streams of the same size may share a batch by taking turns, `turn` images of the one and `turn` of the other:
-    where several devices share a group, each then keeps the images that it has. G counts the first group of either
-    stream, then the second, and so on.
     """
 
     def __init__(self, channels: int, *, epsilon: float, group_size: int | None, dtype: Any):
@@ -172,7 +168,6 @@ class GroupedBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
         self.epsilon = epsilon
         self.group_size = group_size
-        self.turn: int | None = None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -181,16 +176,14 @@ class GroupedBatchNorm(nnx.Module):
             return ((x.astype(jnp.float32) - self.mean[...]) * factor + self.bias[...]).astype(self.dtype)
         batch, *_, channels = x.shape
         size = self.group_size or batch
-        # [G, size, ...], or [G / 2, size / turn, 2, turn, ...], of which the axes 0 and 2 count groups.
-        layout = (batch // size, size) if self.turn is None else (-1, size // self.turn, 2, self.turn)
-        grouped = x.reshape(*layout, *x.shape[1:]).astype(jnp.float32)
-        axes = tuple(axis for axis in range(1, grouped.ndim - 1) if self.turn is None or axis != 2)
+        grouped = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.float32)
+        axes = tuple(range(1, grouped.ndim - 1))
         mean = jnp.mean(grouped, axes, keepdims=True)
         # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large against the deviation.
         centred = grouped - mean
         var = jnp.mean(jnp.square(centred), axes, keepdims=True)
         y = centred * (self.scale[...] * jax.lax.rsqrt(var + self.epsilon)) + self.bias[...]
-        count = grouped.size // mean.size
+        count = grouped.size // (grouped.shape[0] * channels)
         self.mean.set_value(mean.reshape(-1, channels))
         self.var.set_value(var.reshape(-1, channels) * (count / max(count - 1, 1)))
         return y.reshape(x.shape).astype(self.dtype)
