@@ -18,7 +18,7 @@ _OUTPUT = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_integer(
     "images",
     8,
-    "How many val images, evenly spread, to show; of the best and the worst half as many each. 0: no pictures.",
+    "How many val images, evenly spread, to show; half as many of the best, the worst, the most different. 0: none.",
     lower_bound=0,
 )
 

@@ -13,8 +13,15 @@ from pc2seg_jax.report_markup import css_color, details, key, legend, mask, phot
 from pc2seg_jax.reporting import Picture, Record
 
 _GROUPS = {
+    "different": (
+        "Most different",
+        "The val images of several classes whose mIoU the runs disagree on most.",
+    ),
     "worst": ("Worst", "The val images with the lowest mIoU of the image alone{mean}, the lowest first."),
-    "best": ("Best", "The val images with the highest mIoU of the image alone{mean}, the highest first."),
+    "best": (
+        "Best",
+        "The val images with the highest mIoU of the image alone{mean}, the highest first; of several classes.",
+    ),
     "spread": ("Spread evenly", "Over the val list, not selected."),
 }
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -217,25 +218,36 @@ def config_differences(records: list[Record]) -> dict[str, list]:
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def image_scores(records: list[Record]) -> dict[str, float]:
-    """Id -> mIoU of the image alone in percent, mean of all runs; {} unless every run has stored its images."""
+def image_scores(records: list[Record]) -> dict[str, list[float]]:
+    """Id -> mIoU of the image alone in percent, run by run; {} unless every run has stored its images."""
     per_run = [{name: 100 * mean_iou(confusion) for name, confusion in r.images.items()} for r in records]
-    scores = {name: statistics.mean(run.get(name, math.nan) for run in per_run) for name in per_run[0]}
-    return {name: score for name, score in scores.items() if math.isfinite(score)}
+    scores = {name: [run.get(name, math.nan) for run in per_run] for name in per_run[0]}
+    return {name: values for name, values in scores.items() if all(map(math.isfinite, values))}
 
 
 def choose_images(records: list[Record], ids: tuple[str, ...], count: int) -> dict[str, list[int]]:
-    """Group -> indices into `ids`: `count` spread evenly, and half as many (rounded up) of the worst and of the best.
+    """Group -> indices into `ids`: `count` spread evenly, and half as many (rounded up) of every other group.
 
-    There are no worst and best of fewer than four images, or where the runs have not stored them; at most a quarter of
-    all images is of either.
+    Of several runs, "different" are the images whose mIoU the runs disagree on most. "worst" and "best" go by the mean
+    of the runs. The best and the different are of several classes, where there are such: of a background alone, mIoU
+    says whether a single pixel is wrong. There are no groups but "spread" of fewer than four images, or where the runs
+    have not stored them; at most a quarter of all images is of one.
     """
     spread = np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)).tolist()
-    scores = image_scores(records)
     places = {name: i for i, name in enumerate(ids)}
-    ordered = [places[name] for name in sorted(scores, key=scores.__getitem__) if name in places]
-    few = min(-(-count // 2), len(ordered) // 4)
-    chosen = {"worst": ordered[:few], "best": ordered[::-1][:few], "spread": spread}
+    scores = {name: values for name, values in image_scores(records).items() if name in places}
+    few = min(-(-count // 2), len(scores) // 4)
+
+    def first(names: Iterable[str], key: Callable[[str], float]) -> list[int]:
+        return [places[name] for name in sorted(names, key=key)[:few]]
+
+    several = [name for name in scores if np.count_nonzero(records[0].images[name].sum(1)) > 1] or scores
+    chosen = {
+        "different": first(several, lambda name: min(scores[name]) - max(scores[name])) if len(records) > 1 else [],
+        "worst": first(scores, lambda name: statistics.mean(scores[name])),
+        "best": first(several, lambda name: -statistics.mean(scores[name])),
+        "spread": spread,
+    }
     return {group: indices for group, indices in chosen.items() if indices}
 
 

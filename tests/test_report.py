@@ -94,13 +94,32 @@ def test_differences_are_those_of_the_comparison(records):
     assert reporting.differences([records[0], records[1]._replace(last=other)]) == []
 
 
-def test_images_are_ranked_by_the_mean_of_their_scores(records):
+def test_images_are_ranked_by_their_scores_and_by_the_difference_of_these(records):
     scores = reporting.image_scores(records)
-    for name, score in scores.items():
-        np.testing.assert_allclose(score, np.mean([100 * mean_iou(record.images[name]) for record in records]))
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, [100 * mean_iou(record.images[name]) for record in records])
     ids = tuple(f"val_{i:05d}" for i in range(5))
-    assert reporting.choose_images(records, ids, 2) == {"worst": [1], "best": [3], "spread": [0, 4]}
-    assert reporting.choose_images(records, ids, 9) == {"worst": [1], "best": [3], "spread": [0, 1, 2, 3, 4]}
+    different = max(range(5), key=lambda i: abs(scores[ids[i]][0] - scores[ids[i]][1]))
+    expected = {"different": [different], "worst": [1], "best": [3], "spread": [0, 4]}
+    assert reporting.choose_images(records, ids, 2) == expected
+    assert reporting.choose_images(records, ids, 9) == expected | {"spread": [0, 1, 2, 3, 4]}
+    assert reporting.choose_images(records[:1], ids, 2) == {"worst": [1], "best": [3], "spread": [0, 4]}
+    right = {ids[1]: np.diag(range(1, 8))}
+    runs = [records[0]._replace(images=records[0].images | right), records[1]]
+    assert reporting.choose_images(runs, ids, 2)["different"] == [1], "right in one, wrong in the other"
+
+
+def test_an_image_of_one_class_is_chosen_only_where_all_are(records):
+    ids = tuple(f"val_{i:05d}" for i in range(5))
+    alone = np.diag([90] + [0] * 6)
+    images = records[0].images | {ids[0]: alone}
+    scores = reporting.image_scores([records[0]._replace(images=images)])
+    assert max(scores, key=scores.get) == ids[0]
+    chosen = reporting.choose_images([records[0]._replace(images=images), records[1]], ids, 9)
+    assert chosen["best"] == [3]
+    assert chosen["different"] != [0]
+    everywhere = [records[0]._replace(images=dict.fromkeys(ids, alone))]
+    assert len(reporting.choose_images(everywhere, ids, 2)["best"]) == 1
     assert reporting.choose_images(records, ids[:1], 2) == {"spread": [0]}, "a list of which one image is left"
 
 

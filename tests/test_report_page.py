@@ -132,9 +132,10 @@ def test_a_run_tells_its_pseudo_labels_its_configuration_and_its_starts(written)
 
 def test_pictures_are_val_images_with_their_truth_and_every_prediction(written, records):
     shown = pictures(section(written[0], "predictions"))
-    assert len(shown) == 4 * 6
+    assert len(shown) == 5 * 6
     val = load_shapes(num_labeled=3, num_unlabeled=5, num_val=5).val
-    for row, index in enumerate((1, 3, 0, 4)):  # the worst, the best, and the ends of the list
+    [different] = reporting.choose_images(records, val.ids, 2)["different"]
+    for row, index in enumerate((different, 1, 3, 0, 4)):  # then the worst, the best, and the ends of the list
         image, truth, *others = shown[6 * row : 6 * row + 6]
         assert np.abs(image[2].astype(int) - val.read_image(index)).mean() < 8  # JPEG
         np.testing.assert_array_equal(truth[2], PALETTE[val.read_mask(index)])
@@ -150,7 +151,7 @@ def test_pictures_are_val_images_with_their_truth_and_every_prediction(written, 
 def test_more_images_than_there_are_show_each_once_in_its_group(records):
     shown = reporting.make_pictures(records, 100)
     assert [picture.name for picture in shown if picture.group == "spread"] == [f"val_{i:05d}" for i in range(5)]
-    assert [picture.group for picture in shown][:3] == ["worst", "best", "spread"]
+    assert [picture.group for picture in shown][:4] == ["different", "worst", "best", "spread"]
 
 
 def test_ignored_pixels_are_grey_in_every_mask_and_not_counted(records):
