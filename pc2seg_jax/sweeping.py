@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
@@ -114,6 +115,13 @@ def _failure(root: pathlib.Path, cell: Cell, status: int) -> str | None:
     return f"exit status {status}: {last}" if status else f"it ended without its last evaluation: {last}"
 
 
+def _remaining(took: list[float], waiting: int, running: list[float], jobs: int) -> datetime.timedelta:
+    """Until `waiting` cells, and those that have been `running` for so many seconds, have each taken the mean."""
+    mean = statistics.mean(took)
+    rest = [mean] * waiting + [max(0.0, mean - seconds) for seconds in running]
+    return datetime.timedelta(seconds=round(max([sum(rest) / jobs, *rest])))
+
+
 def run(
     rows: list[Row], root: pathlib.Path, config_file: str, overrides: Sequence[str], *, lock: int, jobs: int
 ) -> dict[str, str]:
@@ -130,24 +138,25 @@ def run(
             cells.setdefault(cell.folder, (cell, row))
     waiting = [(cell, row) for cell, row in cells.values() if not is_finished(root, cell)]
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} of them finished before", flush=True)
-    running, failures, total, began = {}, {}, len(waiting), time.monotonic()
+    running, failures, total, took = {}, {}, len(waiting), []
     try:
         while waiting or running:
             while waiting and (free := set(range(jobs)) - running.keys()):
                 (cell, row), slot = waiting.pop(0), min(free)
                 keys = dict.fromkeys([*overrides, *row.changes, "seed"])
                 with _share_of_cores(slot, jobs):
-                    running[slot] = cell, row, _start(root, cell, config_file, keys, lock)
-            for slot, (cell, row, process) in list(running.items()):
+                    running[slot] = cell, row, time.monotonic(), _start(root, cell, config_file, keys, lock)
+            for slot, (cell, row, began, process) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[slot]
+                took.append(time.monotonic() - began)
                 if failure := _failure(root, cell, process.returncode):
                     failures[cell.folder] = failure
-                left = len(waiting) + len(running)
-                remaining = datetime.timedelta(seconds=int((time.monotonic() - began) / (total - left) * left))
+                since = [time.monotonic() - begun for _, _, begun, _ in running.values()]
+                remaining = _remaining(took, len(waiting), since, jobs)
                 end = f"failed, {failure}" if failure else "finished"
-                head = f"{total - left}/{total}  {row.label}, seed {cell.config.seed}"
+                head = f"{len(took)}/{total}  {row.label}, seed {cell.config.seed}"
                 print(f"{head}: {end}; remaining {remaining}", flush=True)
             time.sleep(0.05)
     finally:

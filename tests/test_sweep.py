@@ -132,6 +132,21 @@ def without_costs(table):
     return table
 
 
+@pytest.mark.parametrize(
+    ("waiting", "running", "jobs", "seconds"),
+    [
+        (3, [], 1, 300),
+        (4, [99], 2, 200),  # the second job is nearly done as well
+        (0, [40], 2, 60),  # a job has no use for the other's cores
+        (1, [90, 90], 4, 100),
+        (0, [150], 2, 0),
+        (0, [], 2, 0),
+    ],
+)
+def test_what_remains_is_that_of_jobs_side_by_side(waiting, running, jobs, seconds):
+    assert sweeping._remaining([80, 120], waiting, running, jobs).total_seconds() == seconds
+
+
 def test_a_sweep_runs_every_cell_with_every_seed_and_writes_the_table(place):
     table = drive(place, [WEIGHTS], seeds=2, overrides=["steps"])
     assert len(starts(place)) == 6
