@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from pc2seg_jax.models.functional import Model
@@ -35,7 +36,8 @@ class Result(NamedTuple):
     terms: {name: Average}, to log and to learn from; those of the parts of a batch add up to the batch's. Terms with
       one mean per class are for the log alone.
     weights: of the terms that make the loss. The counts of these depend on the data alone, never on the network.
-    moments: of batch normalisation, stream by stream in the order in which they enter the running statistics.
+    moments: of batch normalisation, of every group [G, C] or of their mean [1, C], stream by stream in the order in
+      which they enter the running statistics.
     """
 
     terms: dict[str, Average]
@@ -69,13 +71,29 @@ def _join(a: Array, b: Array, blocks: int) -> Array:
 
 
 def _split(tree: Tree, size_a: int, size_b: int, blocks: int) -> tuple[Tree, Tree]:
-    """Undoes `_join` for every leaf, whose first axis counts images or groups."""
+    """Undoes `_join` for every leaf, whose first axis counts images."""
     a, b = size_a // blocks, size_b // blocks
 
     def part(x: Array, start: int, size: int) -> Array:
         return x.reshape(blocks, a + b, *x.shape[1:])[:, start : start + size].reshape(-1, *x.shape[1:])
 
     return jax.tree.map(lambda x: part(x, 0, a), tree), jax.tree.map(lambda x: part(x, a, b), tree)
+
+
+def _average(moments: Tree, groups_a: int, groups_b: int, blocks: int) -> tuple[Tree, Tree]:
+    """Means [1, C] over the groups of either stream, of moments [G, C] of batches that `_join` has joined.
+
+    As weighted sums, which the devices add up with everything else that they sum: to slice the axis of groups, devices
+    that share groups would pass on the moments of every layer.
+    """
+    a, b = groups_a // blocks, groups_b // blocks
+    of_a = np.tile(np.arange(a + b) < a, blocks)
+
+    def mean(members: np.ndarray) -> Tree:
+        weights = (members / members.sum()).astype(np.float32)[:, None]
+        return jax.tree.map(lambda x: jnp.sum(weights * x, axis=0, keepdims=True), moments)
+
+    return mean(of_a), mean(~of_a)
 
 
 def supervised(
@@ -271,7 +289,7 @@ def pc2seg(
         keys=_join(keys.labeled, keys_strong, blocks),
     )
     outputs, strong = _split(joined, num_labeled, num_unlabeled, blocks)
-    moments_labeled, moments_strong = _split(moments, *groups, blocks)
+    moments_labeled, moments_strong = _average(moments, *groups, blocks)
 
     terms, weights = {"loss/supervised": _supervised_loss(outputs, labeled, ignore_id)}, {"loss/supervised": 1.0}
     cells = weak.logits.shape[1:3]
