@@ -26,11 +26,10 @@ def twin_moments(x, group_size):
 @pytest.mark.parametrize("group_size", [1, 2, 4, None])
 def test_training_normalisation_equals_twin(group_size):
     rng = np.random.default_rng(1)
-    x = (rng.normal(size=(4, 3, 5, 2)) * 3 + 50).astype(np.float32)  # large mean: E[x^2] - E[x]^2 would fail
+    x = (rng.normal(size=(4, 3, 5, 2)) * 3 + 50).astype(np.float32)  # large mean: the one-pass variance would fail
     layer = GroupedBatchNorm(2, epsilon=1e-5, group_size=group_size, dtype=jnp.float32)
     layer.scale.set_value(jnp.asarray([1.5, 0.5]))
     layer.bias.set_value(jnp.asarray([-1.0, 2.0]))
-    layer.mean.set_value(jnp.asarray([47.0, 52.0]))
     y = layer(x, train=True)
     size = group_size or 4
     mean, var, unbiased = twin_moments(x, size)
@@ -41,24 +40,6 @@ def test_training_normalisation_equals_twin(group_size):
     assert layer.mean.shape == (4 // size, 2)
     np.testing.assert_allclose(layer.mean[...], mean, rtol=1e-6)
     np.testing.assert_allclose(layer.var[...], unbiased, rtol=1e-4)
-
-
-def test_the_running_mean_changes_rounding_alone():
-    """Where it is five deviations off, float32 is left with about 1e-5; its gradient is none."""
-    x = jnp.asarray(np.random.default_rng(1).normal(1.0, 2.0, (4, 9, 9, 3)), jnp.float32)
-
-    def outputs(running):
-        def layer(x):
-            layer = GroupedBatchNorm(3, epsilon=1e-5, group_size=2, dtype=jnp.float32)
-            layer.mean.set_value(running)
-            return layer(x, train=True), layer.mean[...], layer.var[...]
-
-        weights = jnp.cos(jnp.arange(x.size).reshape(x.shape))
-        gradient = jax.grad(lambda x: jnp.sum(weights * layer(x)[0]))(x)
-        return *layer(x), gradient
-
-    near, far = outputs(jnp.ones(3)), outputs(jnp.asarray([-9.0, 0.0, 11.0]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), near, far)
 
 
 def test_normalisation_of_one_value_per_channel_is_finite():

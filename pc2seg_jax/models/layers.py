@@ -178,15 +178,13 @@ class GroupedBatchNorm(nnx.Module):
         size = self.group_size or batch
         grouped = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.float32)
         axes = tuple(range(1, grouped.ndim - 1))
-        # One pass over the batch for both moments, and one less in the gradient, as neither waits for the other. Around
-        # the running mean: E[x^2] - E[x]^2 loses the digits in which the mean is large against the deviation.
-        shifted = grouped - self.mean[...]
-        first = jnp.mean(shifted, axes, keepdims=True)
-        second = jnp.mean(jnp.square(shifted), axes, keepdims=True)
-        var = jnp.maximum(second - jnp.square(first), 0.0)
-        y = (shifted - first) * (self.scale[...] * jax.lax.rsqrt(var + self.epsilon)) + self.bias[...]
+        mean = jnp.mean(grouped, axes, keepdims=True)
+        # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large against the deviation.
+        centred = grouped - mean
+        var = jnp.mean(jnp.square(centred), axes, keepdims=True)
+        y = centred * (self.scale[...] * jax.lax.rsqrt(var + self.epsilon)) + self.bias[...]
         count = grouped.size // (grouped.shape[0] * channels)
-        self.mean.set_value(self.mean[...] + first.reshape(-1, channels))
+        self.mean.set_value(mean.reshape(-1, channels))
         self.var.set_value(var.reshape(-1, channels) * (count / max(count - 1, 1)))
         return y.reshape(x.shape).astype(self.dtype)
 
