@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from pc2seg_jax.models.functional import Model
@@ -21,8 +20,9 @@ from pc2seg_jax.ops.losses import (
     cross_entropy_consistency,
     masked_average,
 )
-from pc2seg_jax.parallel import map_groups, to_groups
+from pc2seg_jax.parallel import map_groups
 from pc2seg_jax.resize import resize_bilinear, subsample_nearest
+from pc2seg_jax.streams import average, join, split
 from pc2seg_jax.types import Array, Batch, GroupSpan, Labeled, Outputs, Tree, Unlabeled
 
 LABEL_LOSSES = {"cosine": cosine_consistency, "cross_entropy": cross_entropy_consistency}
@@ -59,41 +59,6 @@ def _supervised_loss(outputs: Outputs, labeled: Labeled, ignore_id: int) -> Aver
     """Cross-entropy at label resolution, over the pixels that are not ignored."""
     logits = resize_bilinear(outputs.logits, labeled.label.shape[1:])
     return masked_average(cross_entropy(logits, labeled.label, ignore_id=ignore_id), labeled.label != ignore_id)
-
-
-def _join(a: Array, b: Array, blocks: int) -> Array:
-    """Joins two batches block by block: [blocks * a] and [blocks * b] images -> [blocks * (a + b)].
-
-    Joining whole batches along the sharded axis would move images between devices; within a block nothing moves.
-    """
-    x = jnp.concatenate([to_groups(a, blocks), to_groups(b, blocks)], axis=1)
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _split(tree: Tree, size_a: int, size_b: int, blocks: int) -> tuple[Tree, Tree]:
-    """Undoes `_join` for every leaf, whose first axis counts images."""
-    a, b = size_a // blocks, size_b // blocks
-
-    def part(x: Array, start: int, size: int) -> Array:
-        return x.reshape(blocks, a + b, *x.shape[1:])[:, start : start + size].reshape(-1, *x.shape[1:])
-
-    return jax.tree.map(lambda x: part(x, 0, a), tree), jax.tree.map(lambda x: part(x, a, b), tree)
-
-
-def _average(moments: Tree, groups_a: int, groups_b: int, blocks: int) -> tuple[Tree, Tree]:
-    """Means [1, C] over the groups of either stream, of moments [G, C] of batches that `_join` has joined.
-
-    As weighted sums, which the devices add up with everything else that they sum: to slice the axis of groups, devices
-    that share groups would pass on the moments of every layer.
-    """
-    a, b = groups_a // blocks, groups_b // blocks
-    of_a = np.tile(np.arange(a + b) < a, blocks)
-
-    def mean(members: np.ndarray) -> Tree:
-        weights = (members / members.sum()).astype(np.float32)[:, None]
-        return jax.tree.map(lambda x: jnp.sum(weights * x, axis=0, keepdims=True), moments)
-
-    return mean(of_a), mean(~of_a)
 
 
 def supervised(
@@ -284,12 +249,12 @@ def pc2seg(
     joined, moments = model.apply(
         params,
         batch_stats,
-        _join(labeled.image, unlabeled.strong, blocks),
+        join(labeled.image, unlabeled.strong, blocks),
         train=True,
-        keys=_join(keys.labeled, keys_strong, blocks),
+        keys=join(keys.labeled, keys_strong, blocks),
     )
-    outputs, strong = _split(joined, num_labeled, num_unlabeled, blocks)
-    moments_labeled, moments_strong = _average(moments, *groups, blocks)
+    outputs, strong = split(joined, num_labeled, num_unlabeled, blocks)
+    moments_labeled, moments_strong = average(moments, *groups, blocks)
 
     terms, weights = {"loss/supervised": _supervised_loss(outputs, labeled, ignore_id)}, {"loss/supervised": 1.0}
     cells = weak.logits.shape[1:3]

@@ -30,7 +30,7 @@ LAYERS = (
     ("__init__", "errors", "types", "resize", "chips", "flops"),
     ("files", "surroundings", "confusion_picture"),
     ("config", "parallel", "processes", "profiling", "downloads", "storage_noise", "exported"),
-    ("ops", "models", "data", "recipes", "validation"),
+    ("ops", "models", "data", "recipes", "validation", "streams"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights", "bootstrap"),
     ("inference", "saved_model", "onnx_graph"),
     ("step", "any_size", "onnx_primitives"),

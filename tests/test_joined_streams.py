@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pc2seg_jax import build, objective, step
+from pc2seg_jax import build, objective, step, streams
 from pc2seg_jax.ops.losses import cosine_consistency, masked_mean
 
 CLASSES, IGNORE = 7, 255
@@ -13,7 +13,7 @@ CLASSES, IGNORE = 7, 255
 @pytest.mark.parametrize(("blocks", "rows_a", "rows_b"), [(2, [0, 3], [1, 2, 4, 5]), (1, [0, 1], [2, 3, 4, 5])])
 def test_moments_are_averaged_stream_by_stream(blocks, rows_a, rows_b):
     moments = {"mean": np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)}
-    for found, rows in zip(objective._average(moments, 2, 4, blocks), (rows_a, rows_b), strict=True):
+    for found, rows in zip(streams.average(moments, 2, 4, blocks), (rows_a, rows_b), strict=True):
         np.testing.assert_allclose(found["mean"], moments["mean"][rows].mean(0, keepdims=True), rtol=1e-6)
 
 

@@ -39,7 +39,7 @@ class Model(NamedTuple):
     project(params, features, *, branch) -> dict of [B, h, w, D] float32: linear map of every feature by its layer's
       projection for the `weak` or the `strong` view.
     update_statistics(batch_stats, moments) -> batch_stats: one update, running = decay * running + (1 - decay) * mean
-      of the moments over their groups, with the decay of each part. Slice the G axis to update stream by stream.
+      of the moments over their groups, with the decay of each part. Average or slice G to update stream by stream.
     features: as apply, with a dict of everything the network computes instead of `Outputs`.
     """
 
