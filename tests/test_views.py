@@ -1,6 +1,7 @@
 """Colour, Cutout and padding on the device against slow twins."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import twins
@@ -51,6 +52,26 @@ def test_neutral_amounts_change_nothing():
     neutral = np.array([0, 1, 1, 0], np.float32)
     found = color.jitter(x, np.arange(len(COLOR_OPERATIONS), dtype=np.int32), neutral, np.full(3, 0.4, np.float32))
     np.testing.assert_allclose(found, x, atol=1e-6)  # float32, there and back
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_colours_do_not_depend_on_what_the_compiler_fuses_them_with(tiny_config, make_crops, joined, dtype):
+    """Alone, and as the network reads them: operations that are computed more than once may round in other ways."""
+    crops = make_crops(tiny_config())
+
+    def network_input(crops, strong):
+        images = [strong, jnp.asarray(crops.labeled.image, jnp.float32)] if joined else [strong]
+        return (jnp.concatenate(images) / 127.5 - 1).astype(dtype)
+
+    def strong(crops):
+        return views.make_views(crops, mean_pixel=MEAN, ignore_id=IGNORE).unlabeled.strong
+
+    with jax.disable_jit():
+        expected = network_input(crops, strong(jax.tree.map(jnp.asarray, crops)))
+    found = jax.jit(lambda crops: network_input(crops, strong(crops)))(crops)
+    atol = {"float32": 1e-5, "bfloat16": 2**-8}[dtype]
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=0, atol=atol)
 
 
 def test_rectangles():

@@ -25,10 +25,12 @@ def adjust_hsv(x: Array, saturation: Array, turn: Array) -> Array:
     v = jnp.maximum(jnp.maximum(red, green), blue)
     c = v - jnp.minimum(jnp.minimum(red, green), blue)
     inverse = 1 / jnp.where(c > 0, c, 1)
+    # Which channel is v? Never by v == red: a compiler that computes the channels twice, with and without a fused
+    # multiply-add, would find none. Wrong orders are harmless, as the hue is continuous where two channels are equal.
     sextant = jnp.where(
-        v == red,
+        (red >= green) & (red >= blue),
         (green - blue) * inverse,
-        jnp.where(v == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
+        jnp.where(green >= blue, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
     )
     sextant = sextant + 6 * turn
     chroma = jnp.minimum(c * saturation, v)
