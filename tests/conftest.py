@@ -1,11 +1,17 @@
 """Eight virtual CPU devices for every test, and the tiny run that the tests of the upper layers share."""
 
+import importlib.metadata
 import os
 import tempfile
 
 # Must be set before JAX asks for its devices. Compiling is most of a test's time: without the optimiser, and with the
 # plain code generator, the training step compiles in a fifth of the time, to the same function.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    # Later ones end the process when they read a flag that is gone.
+    + (" --xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else ""),
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One folder for the processes of pytest-xdist and for the commands that tests start, which inherit the environment.
