@@ -291,7 +291,8 @@ def export_run(
             from pc2seg_jax.saved_model import write_saved_model
 
             target = folder / exported.SAVED_MODEL
-            write_saved_model(network.infer, network.weights, target, platforms=PLATFORMS, description=path)
+            settings = {"platforms": PLATFORMS, "description": path}
+            write_saved_model(network.infer, network.weights, symbolic_images(), target, **settings)
         description["files"] = {name: exported.sha256(file) for name, file in _files(folder).items() if file != path}
         _write_description(path, description)  # `compare` opens the folder as anybody does
         differences = compare(network, folder, formats)

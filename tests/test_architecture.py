@@ -50,7 +50,7 @@ LEAVES = {"__init__", "errors", "types", "resize", "files", "downloads"}
 
 # The only places that import a library; what is not listed is free.
 HOMES = {
-    "tensorflow": {"data"},
+    "tensorflow": {"data", "saved_model"},
     "onnx": {"onnx_graph", "onnx_primitives", "exporting"},
     "onnxruntime": {"exporting"},
     "safetensors": {"weights"},
