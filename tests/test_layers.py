@@ -19,15 +19,18 @@ def twin_moments(x, group_size):
         values = group.reshape(-1, x.shape[-1]).astype(np.float64)
         mean.append(values.mean(0))
         var.append(values.var(0))
-        unbiased.append(values.var(0, ddof=1))
+        unbiased.append(values.var(0) * (len(values) / max(len(values) - 1, 1)))
     return np.stack(mean), np.stack(var), np.stack(unbiased)
 
 
+@pytest.mark.parametrize(("size", "running_mean"), [((3, 5), [47.0, 52.0]), ((1, 1), [0.0, 0.0])])
 @pytest.mark.parametrize("group_size", [1, 2, 4, None])
-def test_training_normalisation_equals_twin(group_size):
+def test_training_normalisation_equals_twin(group_size, size, running_mean):
+    """Maps where the running mean is near, and pooled features, whose normalisation does not need one."""
     rng = np.random.default_rng(1)
-    x = (rng.normal(size=(4, 3, 5, 2)) * 3 + 50).astype(np.float32)  # large mean: the one-pass variance would fail
+    x = (rng.normal(size=(4, *size, 2)) * 3 + 50).astype(np.float32)  # large mean: E[x^2] - E[x]^2 would fail
     layer = GroupedBatchNorm(2, epsilon=1e-5, group_size=group_size, dtype=jnp.float32)
+    layer.mean.set_value(jnp.asarray(running_mean))
     layer.scale.set_value(jnp.asarray([1.5, 0.5]))
     layer.bias.set_value(jnp.asarray([-1.0, 2.0]))
     y = layer(x, train=True)
@@ -40,6 +43,23 @@ def test_training_normalisation_equals_twin(group_size):
     assert layer.mean.shape == (4 // size, 2)
     np.testing.assert_allclose(layer.mean[...], mean, rtol=1e-6)
     np.testing.assert_allclose(layer.var[...], unbiased, rtol=1e-4)
+
+
+def test_the_running_mean_changes_rounding_alone():
+    """Where it is five deviations off, float32 is left with about 1e-5."""
+    x = jnp.asarray(np.random.default_rng(1).normal(1.0, 2.0, (4, 9, 9, 3)), jnp.float32)
+    weights = jnp.cos(jnp.arange(x.size).reshape(x.shape))
+
+    def outputs(running_mean):
+        def layer(x):
+            layer = GroupedBatchNorm(3, epsilon=1e-5, group_size=2, dtype=jnp.float32)
+            layer.mean.set_value(running_mean)
+            return layer(x, train=True), layer.mean[...], layer.var[...]
+
+        return *layer(x), jax.grad(lambda x: jnp.sum(weights * layer(x)[0]))(x)
+
+    near, far = outputs(jnp.ones(3)), outputs(jnp.asarray([-9.0, 0.0, 11.0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), near, far)
 
 
 def test_normalisation_of_one_value_per_channel_is_finite():
