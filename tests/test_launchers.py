@@ -65,6 +65,29 @@ def test_shellcheck_finds_nothing():
     assert not result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("version", "found"), [("3.10.4", "Python 3.10.4"), ("3.14.1", "Python 3.14.1"), (None, "not found")]
+)
+def test_setup_refuses_a_python_without_packages(version, found, tmp_path):
+    python = tmp_path / "python"
+    if version:
+        # Reports its version and, asked whether it is one of the supported, what a Python of that version answers.
+        answer = f"import sys; sys.version_info = ({version.replace('.', ', ')}); "
+        python.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit\n'
+            f'shift; exec {sys.executable} -c "{answer}$1"\n'
+        )
+        python.chmod(0o755)
+    command = ["bash", ROOT / "launch" / "setup.sh"]
+    result = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)}, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: expected Python 3.11, 3.12 or 3.13")
+    assert f"{python} is {found}:" in result.stderr
+
+
 @pytest.mark.parametrize("name", DRY_RUNS)
 def test_a_dry_run_prints_the_commands_and_runs_none(name, project):
     script, *arguments = DRY_RUNS[name]
