@@ -21,7 +21,7 @@ setup() {
   # Packages that change under a running process break it.
   [ -n "$dry_run" ] || ! supervisor > /dev/null || die "training runs on $(hostname): stop it before setup"
   [ -n "$dry_run" ] || [ "$(cat .venv/requirements.stamp 2> /dev/null)" != "$stamp" ] || return 0
-  # The images' own Python is 3.10. 3.11 is the version that constraints.txt pins, so that a pod that is made again in
+  # The images' own Python is 3.10. 3.11 is one that constraints.txt pins packages for, so that a pod that is made again in
   # the middle of a run has the same packages.
   run python3 -m pip install --quiet --user uv
   run python3 -m uv venv --quiet --clear --python 3.11 .venv

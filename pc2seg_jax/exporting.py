@@ -14,7 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from pc2seg_jax import __version__, build, exported
+from pc2seg_jax import __version__, build, exported, onnx_file, saved_model
 from pc2seg_jax.any_size import infer, padded_side
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.inference import predict_probabilities
@@ -57,6 +57,10 @@ class Network(NamedTuple):
     def infer(self, weights: dict, images: jax.Array) -> jax.Array:
         """Probabilities of images [B, h, w, 3] uint8 of any size."""
         return infer(self.model, *self.trees(weights), images, mean_pixel=self.mean_pixel)
+
+    def whole(self) -> Callable[[jax.Array], jax.Array]:
+        """`infer` with the weights inside."""
+        return lambda images: self.infer(self.weights, images)
 
 
 def check_packages(formats: Sequence[str]) -> None:
@@ -166,8 +170,7 @@ def write_stablehlo(network: Network, folder: pathlib.Path, weights: str) -> Non
         program = jax.export.export(jax.jit(network.infer), platforms=PLATFORMS)(shapes, images)
         placement.save(folder / exported.WEIGHTS, network.weights, np.float32)
     else:
-        whole = jax.jit(lambda images: network.infer(network.weights, images))
-        program = jax.export.export(whole, platforms=PLATFORMS)(images)
+        program = jax.export.export(jax.jit(network.whole()), platforms=PLATFORMS)(images)
     (folder / exported.STABLEHLO).write_bytes(program.serialize())
     source = pathlib.Path(__file__).with_name(exported.EXAMPLE)
     (folder / exported.EXAMPLE).write_text(source.read_text())
@@ -176,34 +179,6 @@ def write_stablehlo(network: Network, folder: pathlib.Path, weights: str) -> Non
 def symbolic_images() -> jax.ShapeDtypeStruct:
     """Images [b, h, w, 3] uint8 of any size."""
     return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b, h, w"), 3), jnp.uint8)
-
-
-def write_onnx(network: Network, path: pathlib.Path, description: dict) -> None:
-    """Writes the ONNX file, checked by onnx's own checker."""
-    import onnx
-
-    from pc2seg_jax.onnx_primitives import to_onnx
-
-    traced = jax.jit(lambda images: network.infer(network.weights, images)).trace(symbolic_images())
-    model = to_onnx(
-        traced.jaxpr,
-        input_name="images",
-        axes=("batch", "height", "width", "channels"),
-        output_name="probabilities",
-        metadata={key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()},
-    )
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
-
-
-def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """`probabilities(images uint8 [B, h, w, 3]) -> [B, h, w, C] float32` of the ONNX file, by onnxruntime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
 def sample_images(size: tuple[int, int, int]) -> np.ndarray:
@@ -238,11 +213,9 @@ def compare(network: Network, folder: pathlib.Path, formats: Sequence[str]) -> d
     Raises:
       UserError: when it is above `TOLERANCE`.
     """
-    from pc2seg_jax import saved_model
-
     opened = {
         "stablehlo": lambda: exported.load_export(folder).probabilities,
-        "onnx": lambda: open_onnx(folder / exported.ONNX),
+        "onnx": lambda: onnx_file.open_onnx(folder / exported.ONNX),
         "saved_model": lambda: saved_model.open_saved_model(folder / exported.SAVED_MODEL),
     }
     own = reference(network)
@@ -286,13 +259,16 @@ def export_run(
         if "stablehlo" in formats:
             write_stablehlo(network, folder, weights)
         if "onnx" in formats:
-            write_onnx(network, folder / exported.ONNX, description)
+            onnx_file.write_onnx(network.whole(), symbolic_images(), folder / exported.ONNX, description=description)
         if "saved_model" in formats:
-            from pc2seg_jax.saved_model import write_saved_model
-
-            target = folder / exported.SAVED_MODEL
-            settings = {"platforms": PLATFORMS, "description": path}
-            write_saved_model(network.infer, network.weights, symbolic_images(), target, **settings)
+            saved_model.write_saved_model(
+                network.infer,
+                network.weights,
+                symbolic_images(),
+                folder / exported.SAVED_MODEL,
+                platforms=PLATFORMS,
+                description=path,
+            )
         description["files"] = {name: exported.sha256(file) for name, file in _files(folder).items() if file != path}
         _write_description(path, description)  # `compare` opens the folder as anybody does
         differences = compare(network, folder, formats)

@@ -9,7 +9,7 @@ from jax.extend.mlir.dialects import stablehlo
 
 from pc2seg_jax.types import Tree
 
-STABLEHLO_VERSION = "1.9.0"  # TensorFlow 2.21 reads up to 1.13; jax 0.10 and 0.11 write up to 1.20, and older ones
+STABLEHLO_VERSION = "1.9.0"  # jax 0.11 writes 1.18 by itself, TensorFlow 2.21 reads up to 1.13
 
 
 def write_saved_model(
@@ -38,7 +38,7 @@ def write_saved_model(
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()}
     program = jax.export.export(jax.jit(function), platforms=platforms)(shapes, images)
     [probabilities] = program.out_avals
-    # jax2tf would embed a program of jax's own StableHLO, which may be newer than what TensorFlow reads.
+    # Not jax2tf, which embeds the StableHLO that jax writes by itself.
     text = stablehlo.deserialize_portable_artifact_str(program.mlir_module_serialized)
     older = stablehlo.serialize_portable_artifact_str(text, STABLEHLO_VERSION)
     module = tf.Module(name="pc2seg_jax")

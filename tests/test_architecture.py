@@ -34,7 +34,7 @@ LAYERS = (
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights", "bootstrap"),
     ("inference", "saved_model", "onnx_graph"),
     ("step", "any_size", "onnx_primitives"),
-    ("build",),
+    ("build", "onnx_file"),
     ("evaluation", "restoring", "failures", "compile_report"),
     ("initialization",),
     ("prediction", "training", "exporting"),
@@ -51,8 +51,8 @@ LEAVES = {"__init__", "errors", "types", "resize", "files", "downloads"}
 # The only places that import a library; what is not listed is free.
 HOMES = {
     "tensorflow": {"data", "saved_model"},
-    "onnx": {"onnx_graph", "onnx_primitives", "exporting"},
-    "onnxruntime": {"exporting"},
+    "onnx": {"onnx_graph", "onnx_primitives", "onnx_file"},
+    "onnxruntime": {"onnx_file"},
     "safetensors": {"weights"},
     "pooch": {"downloads"},
     "tensorflow_datasets": {"data"},

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from strong_weights import strong
 
-from pc2seg_jax import build, exported, exporting, restoring, workdir
+from pc2seg_jax import build, exported, exporting, onnx_file, restoring, saved_model, workdir
 from pc2seg_jax.checkpoints import Checkpoints
 from pc2seg_jax.data.folder import voc_palette
 from pc2seg_jax.errors import UserError
@@ -169,6 +170,12 @@ probabilities = lambda images: session.run(None, {{"images": images}})[0]
     assert_equal_to(expected, without_jax(code, expected, tmp_path))
 
 
+def test_the_saved_model_is_written_for_a_tensorflow_older_than_jax(inside):
+    """With the pins of one Python, TensorFlow would read jax's own StableHLO; with those of the next, it does not."""
+    graph = (inside / "saved_model" / "saved_model.pb").read_bytes()
+    assert set(re.findall(rb"StableHLO_v[0-9.]+", graph)) == {b"StableHLO_v" + saved_model.STABLEHLO_VERSION.encode()}
+
+
 def test_saved_model_runs_without_jax(inside, expected, tmp_path):
     code = f"""
 import tensorflow as tf
@@ -233,7 +240,9 @@ def export(run, output, **changes):
 @pytest.fixture
 def quick(monkeypatch):
     """What is written does not matter."""
-    monkeypatch.setattr(exporting, "write_onnx", lambda network, path, description: path.write_bytes(b"a program"))
+    monkeypatch.setattr(
+        onnx_file, "write_onnx", lambda function, images, path, description: path.write_bytes(b"a program")
+    )
 
 
 def test_nothing_that_a_user_made_is_replaced(run, quick, monkeypatch, tmp_path):
@@ -269,7 +278,7 @@ def test_nothing_that_a_user_made_is_replaced(run, quick, monkeypatch, tmp_path)
 
 
 def test_a_format_that_differs_is_an_error_and_leaves_nothing(run, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "open_onnx", lambda path: lambda images: np.full((*images.shape[:3], 7), np.nan))
+    monkeypatch.setattr(onnx_file, "open_onnx", lambda path: lambda images: np.full((*images.shape[:3], 7), np.nan))
     with pytest.raises(UserError, match=r"onnx differs from the checkpoint by nan, expected at most 1e-04, so nothing"):
         export(run, tmp_path / "model")
     assert not list(tmp_path.iterdir())

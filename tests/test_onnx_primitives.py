@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from strong_weights import strong
 
-from pc2seg_jax import build, exporting, onnx_primitives
+from pc2seg_jax import build, exporting, onnx_file, onnx_primitives
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.models import xception
 from pc2seg_jax.weights import placement
@@ -78,9 +78,9 @@ def test_the_published_backbones_become_programs_for_every_size(tiny_config, bac
     weights = placement.flatten(*(strong(tree, rng) for tree in shapes))
     network = exporting.Network(model, weights, shapes[0]["projection"], build.mean_pixel(config))
     exporting.write_stablehlo(network, tmp_path, "inside")
-    exporting.write_onnx(network, tmp_path / "model.onnx", {})
+    onnx_file.write_onnx(network.whole(), exporting.symbolic_images(), tmp_path / "model.onnx", description={})
     images = rng.integers(0, 256, (1, 30, 49, 3), dtype=np.uint8)
     program = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes()))
     right = program.call(images)
     assert np.std(right, axis=(0, 1, 2)).max() > 0.001
-    np.testing.assert_allclose(exporting.open_onnx(tmp_path / "model.onnx")(images), right, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(onnx_file.open_onnx(tmp_path / "model.onnx")(images), right, rtol=0, atol=1e-4)
