@@ -194,7 +194,7 @@ def make_train_step(
             teacher = optax.incremental_update(student, teacher, 1.0 - teacher_momentum)
         updated = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
         stopped = state._replace(step=jnp.where(state.step >= 0, -1 - state.step, state.step))
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, stopped), metrics
+        return jax.tree.map(functools.partial(jax.lax.select, finite), updated, stopped), metrics
 
     replicated = shardings.replicated
     return jax.jit(

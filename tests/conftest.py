@@ -205,6 +205,15 @@ def tiny_run(tmp_path_factory, train):
     return types.SimpleNamespace(workdir=workdir, config=config, result=train(config, workdir))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scratch(tmp_path_factory):
+    """Temporary files among pytest's folders, which it removes: TFDS leaves an empty one per builder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
+        patch.setenv("TMPDIR", tempfile.tempdir)
+        yield
+
+
 @pytest.fixture
 def command(monkeypatch):
     """`command("train", "--workdir=...") -> (status, stdout, stderr)`, in this process."""
