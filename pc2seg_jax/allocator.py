@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for what is allocated next, where JAX computes on the CPU; whether it was asked to.
 
     XLA's CPU client allocates the temporaries of a program anew in every call. By default glibc hands blocks as large
-    as these back to the kernel, which fills each page with zeros when it is touched again: measured, a
-    twentieth to a quarter of the time of a small network's training step. One arena, as only the first keeps more than 64 MB in a
+    as these back to the kernel, which fills each page with zeros when it is touched again: measured, a twentieth
+    to a quarter of the time of a small network's training step. One arena, as only the first keeps more than 64 MB in a
     row; blocks of 1 GB and more are still handed back, and so is what is free at its end beyond 2 GB.
 
     To be called before JAX starts its threads, which would have arenas of their own. It leaves alone what the
