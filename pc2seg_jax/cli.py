@@ -10,7 +10,6 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pc2seg_jax.allocator import keep_freed_memory
 from pc2seg_jax.errors import UserError
 
 # What a file system says of itself rather than of a mistake in the program.
@@ -110,5 +109,4 @@ def run(main: Callable[[list[str]], None]) -> None:
             place = error.filename or "a file"
             _fail(f"{place} cannot be written ({error.strerror}): make room, make it writable, or name another")
 
-    keep_freed_memory()
     app.run(guarded, flags_parser=_parse)

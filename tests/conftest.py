@@ -14,9 +14,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A setting of malloc, though one without effect, so that commands leave malloc alone (`allocator`): compiling, with its
-# many threads, is a little slower with one arena.
-os.environ.setdefault("MALLOC_PERTURB_", "0")
 # One folder for the processes of pytest-xdist and for the commands that tests start, which inherit the environment.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="pc2seg_jax_tests_")  # removed when the process that made it ends
