@@ -10,7 +10,7 @@ from pc2seg_jax.comparison import Entry, check, text_table
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.files import AnyPath, path_of
 
-SCORES = ("miou", "boundary_miou", "pixel_accuracy")
+SCORES = {"miou": "mIoU", "boundary_miou": "boundary", "pixel_accuracy": "accuracy"}
 
 
 class Method(NamedTuple):
@@ -70,13 +70,20 @@ def _summary(values: list[float | None]) -> dict | None:
     return {"mean": mean, "std": spread, "interval": interval}
 
 
+def _difference(values: list[float | None], base: list[float | None]) -> dict | None:
+    if None in values + base:
+        return None
+    by_seed = [mine - other for mine, other in zip(values, base, strict=True)]
+    return _summary(by_seed) | {"by_seed": by_seed}
+
+
 def compare(methods: list[Method]) -> list[dict]:
     """One row per method; differences are those to the first, seed by seed.
 
     Returns:
       rows of name, seeds, steps (of the checkpoints, one per seed), and for miou, boundary_miou and pixel_accuracy
       mean, std and interval over seeds (None where a run has no number), and for all but the first "difference": of
-      miou, the same, and by_seed; all in %.
+      each of the three, the same, and by_seed; all in %.
 
     Raises:
       UserError: see `comparison.check`; and when methods were not trained with the same seeds.
@@ -88,16 +95,16 @@ def compare(methods: list[Method]) -> list[dict]:
             ours, theirs = (", ".join(map(str, m.entries)) for m in (method, first))
             raise UserError(
                 f"--compare: {method.name} has the seeds {ours}, and {first.name} {theirs}: differences are taken seed "
-                "by seed, so compare runs of the same ones"
+                "by seed, so name runs of the same ones, with a pattern such as runs/pc2seg_[012]"
             )
-        scores = [entry.scores() for entry in method.entries.values()]
+        values = {key: [entry.scores()[key] for entry in method.entries.values()] for key in SCORES}
         steps = [entry.result["checkpoint"]["step"] for entry in method.entries.values()]
         row = {"name": method.name, "seeds": list(method.entries), "steps": steps}
-        row |= {key: _summary([score[key] for score in scores]) for key in SCORES}
-        if method is not first:
-            base = [entry.scores()["miou"] for entry in first.entries.values()]
-            differences = [score["miou"] - other for score, other in zip(scores, base, strict=True)]
-            row["difference"] = _summary(differences) | {"by_seed": differences}
+        row |= {key: _summary(x) for key, x in values.items()}
+        if method is first:
+            base = values
+        else:
+            row["difference"] = {key: _difference(x, base[key]) for key, x in values.items()}
         rows.append(row)
     return rows
 
@@ -109,16 +116,24 @@ def _spread(summary: dict | None, sign: str = "") -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows of `compare` as aligned text."""
-    lines = []
+    """The rows of `compare` as aligned text: the methods, then their differences to the first."""
+    lines, differences = [], []
     for row in rows:
         line = {"runs": row["name"], "seeds": ", ".join(map(str, row["seeds"]))}
         line["step"] = ", ".join(map(str, sorted(set(row["steps"]))))
-        line |= {name: _spread(row[key]) for name, key in zip(("mIoU", "boundary", "accuracy"), SCORES, strict=True)}
-        d = row.get("difference")
-        interval = f" [{', '.join(f'{x:+.2f}' for x in d['interval'])}]" if d and d["std"] is not None else ""
-        line["difference of mIoU"] = _spread(d, "+") + interval
-        line["by seed"] = ", ".join(f"{x:+.2f}" for x in d["by_seed"]) if d else "-"
-        lines.append(line)
+        lines.append(line | {name: _spread(row[key]) for key, name in SCORES.items()})
+        for key, d in row.get("difference", {}).items():
+            if d is None:
+                continue
+            interval = f" [{', '.join(f'{x:+.2f}' for x in d['interval'])}]" if d["std"] is not None else ""
+            differences.append(
+                {
+                    f"difference to {rows[0]['name']}": row["name"],
+                    "of": SCORES[key],
+                    "mean": _spread(d, "+") + interval,
+                    "by seed": ", ".join(f"{x:+.2f}" for x in d["by_seed"]),
+                }
+            )
+    tables = [text_table(lines), *([text_table(differences)] if differences else [])]
     note = f"in %; mean ± standard deviation over seeds [{bootstrap.LEVEL} % interval of the mean, Student's t]"
-    return f"{text_table(lines)}\n{note}; differences to {rows[0]['name']}, seed by seed"
+    return "\n\n".join(tables) + f"\n{note}"

@@ -57,7 +57,7 @@ def test_evaluations_are_stored_and_compared(command, tiny_run, tmp_path):
     )
     assert status == 0
     assert "mean ± standard deviation over seeds" in out
-    assert json.loads((tmp_path / "rows.json").read_text())[1]["difference"]["by_seed"] == [0.0]
+    assert json.loads((tmp_path / "rows.json").read_text())[1]["difference"]["miou"]["by_seed"] == [0.0]
     assert_one_sentence(command("evaluate", f"--compare={tmp_path}/*"), "two runs of seed 0", runs[0], runs[1])
     assert_one_sentence(command("evaluate", f"--compare={runs[0]},{runs[0]}"), "twice")
     assert_one_sentence(command("evaluate", both, f"--workdir={runs[0]}"), "--workdir=DIR", "--compare=DIR,DIR")

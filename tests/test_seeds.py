@@ -30,21 +30,43 @@ def test_means_and_intervals_are_those_of_scipy():
 
 def test_differences_are_paired_by_seed():
     shuffled = seeds.group("b_*", [(i, entry(f"b_{i}", confusions(), miou=OTHER[i])) for i in (2, 0, 1)])
-    difference = seeds.compare([method("a", BASE), shuffled])[1]["difference"]
+    difference = seeds.compare([method("a", BASE), shuffled])[1]["difference"]["miou"]
     assert difference["by_seed"] == [1.0, -1.0, 3.0]
     assert (difference["mean"], difference["std"]) == (pytest.approx(1.0), pytest.approx(2.0))
     theirs = scipy.stats.ttest_rel(OTHER, BASE).confidence_interval(0.95)
     assert difference["interval"] == pytest.approx([theirs.low, theirs.high])
 
 
+def test_every_score_has_its_differences():
+    def with_scores(name, boundary):
+        runs = enumerate(zip(BASE, boundary, strict=True))
+        entries = [(i, entry(f"{name}_{i}", confusions(), miou=x, boundary_miou=y)) for i, (x, y) in runs]
+        return seeds.group(f"{name}_*", entries)
+
+    rows = seeds.compare([with_scores("a", [10.0, 12.0, 8.0]), with_scores("b", [11.0, 12.5, 8.25])])
+    assert rows[1]["difference"]["boundary_miou"]["by_seed"] == [1.0, 0.5, 0.25]
+    assert rows[1]["difference"]["miou"]["by_seed"] == [0.0, 0.0, 0.0]
+    of = [line.split()[1] for line in seeds.table(rows).splitlines()[5:-1]]
+    assert of == ["mIoU", "boundary", "accuracy"]
+    without = seeds.compare([with_scores("a", [10.0, 12.0, 8.0]), with_scores("b", [11.0, None, 8.25])])
+    assert without[1]["boundary_miou"] is None
+    assert without[1]["difference"]["boundary_miou"] is None
+
+
 def test_the_table_names_seeds_and_signs():
-    head, first, second, note = seeds.table(seeds.compare([method("a", BASE), method("b", OTHER)])).splitlines()
+    text = seeds.table(seeds.compare([method("a", BASE), method("b", OTHER)]))
+    head, first, second, empty, title, of_miou, of_accuracy, note = text.splitlines()
     assert head.split()[:4] == ["runs", "seeds", "step", "mIoU"]
     assert first.split()[:5] == ["a_*", "0,", "1,", "2", "9"]
     assert "30.33 ± 3.51" in first
-    assert "+1.00 ± 2.00 [-3.97, +5.97]" in second
-    assert second.endswith("+1.00, -1.00, +3.00")
-    assert note.endswith("differences to a_*, seed by seed")
+    assert "31.33 ± 1.53" in second
+    assert empty == ""
+    assert title.startswith("difference to a_*")
+    assert of_miou.startswith("b_*")
+    assert "+1.00 ± 2.00 [-3.97, +5.97]" in of_miou
+    assert of_miou.endswith("+1.00, -1.00, +3.00")
+    assert "accuracy" in of_accuracy
+    assert note.startswith("in %")
 
 
 def test_runs_of_different_length_are_seen():
@@ -52,13 +74,13 @@ def test_runs_of_different_length_are_seen():
     early.entries[1] = method("b", OTHER).entries[1]
     row = seeds.compare([method("a", BASE), early])[1]
     assert row["steps"] == [4, 9, 4]
-    assert seeds.table([row | {"difference": None}]).splitlines()[1].split()[4:6] == ["4,", "9"]
+    assert seeds.table([row]).splitlines()[1].split()[4:6] == ["4,", "9"]
 
 
 def test_one_seed_has_no_spread():
     first, second = seeds.compare([method("a", BASE[:1]), method("b", OTHER[:1])])
     assert first["miou"] == {"mean": 30.0, "std": None, "interval": [None, None]}
-    assert seeds.table([first, second]).splitlines()[2].split()[-2:] == ["+1.00", "+1.00"]
+    assert seeds.table([first, second]).splitlines()[5].split()[-2:] == ["+1.00", "+1.00"]
 
 
 @pytest.mark.parametrize(
