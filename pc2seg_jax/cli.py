@@ -1,8 +1,11 @@
 """What every command shares: mistakes end in one sentence and exit status 2, never in a stack trace."""
 
 import errno
+import os
 import pathlib
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -77,6 +80,8 @@ def _parse(argv: list[str]) -> list[str]:
         flag, _, trace = str(error).partition("Error whilst parsing config file:")
         message = flag + trace.strip().rpartition("\n")[2]  # of a stack trace, the last line
         _fail("\n".join(map(_without_values, message.splitlines())))
+    except BrokenPipeError:
+        raise  # --help is shown from here
     except Exception as error:
         inner = error.args[0] if error.args else error  # ml_collections wraps a KeyError into an AttributeError
         missing = inner if isinstance(inner, KeyError) else error
@@ -90,8 +95,18 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return bool(poll.poll(0))
+
+
 def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and runs `main`, turning `UserError` and a full disk into a line on stderr and exit status 2."""
+    """Parses the flags and runs `main`, turning `UserError` and a full disk into a line on stderr and exit status 2.
+
+    Where a pipe such as `| head` has read enough, it ends as other programs do: without a word, exit status 141.
+    """
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -109,4 +124,13 @@ def run(main: Callable[[list[str]], None]) -> None:
             place = error.filename or "a file"
             _fail(f"{place} cannot be written ({error.strerror}): make room, make it writable, or name another")
 
-    app.run(guarded, flags_parser=_parse)
+    try:
+        try:
+            app.run(guarded, flags_parser=_parse)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():  # a connection, say
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is not yet written has a place to go
+        sys.exit(128 + signal.SIGPIPE)

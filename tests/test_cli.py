@@ -5,6 +5,7 @@ takes seconds; a few start it the way a user does.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -251,6 +252,16 @@ def test_mistakes_end_in_one_line_in_a_process_of_its_own(tmp_path, tiny_run):
     ):
         done = start(*arguments)
         assert_one_sentence((done.returncode, done.stdout, done.stderr), *words)
+
+
+@pytest.mark.parametrize("argument", ["--help", "--compare={}"])
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(argument, tiny_run):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pc2seg_jax.evaluate", argument.format(tiny_run.workdir)]
+    found = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (found.returncode, found.stderr) == (141, "")
 
 
 def test_help_reads_well_in_a_process_of_its_own():
