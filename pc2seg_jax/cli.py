@@ -118,19 +118,17 @@ def run(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-        except OSError as error:
-            if error.errno not in _DISK:
-                raise
-            place = error.filename or "a file"
-            _fail(f"{place} cannot be written ({error.strerror}): make room, make it writable, or name another")
 
     try:
         try:
             app.run(guarded, flags_parser=_parse)
         finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_is_gone():  # a connection, say
+            print(end="", flush=True)  # while what it raises can be answered; does nothing where output is closed
+    except OSError as error:
+        if error.errno == errno.EPIPE and _reader_is_gone():  # not a connection
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is not yet written has a place to go
+            sys.exit(128 + signal.SIGPIPE)
+        if error.errno not in _DISK:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is not yet written has a place to go
-        sys.exit(128 + signal.SIGPIPE)
+        place = error.filename or "a file"
+        _fail(f"{place} cannot be written ({error.strerror}): make room, make it writable, or name another")

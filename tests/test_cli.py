@@ -254,12 +254,14 @@ def test_mistakes_end_in_one_line_in_a_process_of_its_own(tmp_path, tiny_run):
         assert_one_sentence((done.returncode, done.stdout, done.stderr), *words)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("argument", ["--help", "--compare={}"])
-def test_a_reader_that_has_enough_ends_a_command_without_a_word(argument, tiny_run):
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(argument, unbuffered, tiny_run):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "pc2seg_jax.evaluate", argument.format(tiny_run.workdir)]
-    found = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    found = subprocess.run(command, cwd=ROOT, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (found.returncode, found.stderr) == (141, "")
 
