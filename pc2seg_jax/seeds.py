@@ -58,9 +58,13 @@ def group(name: str, runs: list[tuple[int, Entry]]) -> Method:
     return Method(name, dict(sorted(entries.items())))
 
 
-def _summary(values: list[float | None]) -> dict | None:
-    """Mean, sample standard deviation and Student's interval of the mean over seeds; the latter need two of them."""
-    if None in values:
+def summarize(values: list[float | None]) -> dict | None:
+    """Mean, sample standard deviation and Student's interval of the mean over seeds; the latter need two of them.
+
+    Returns:
+      {"mean", "std", "interval"}, or None where there is no value, or one of a run without it.
+    """
+    if not values or None in values:
         return None
     mean, spread, interval = float(np.mean(values)), None, [None, None]
     if (n := len(values)) > 1:
@@ -70,11 +74,12 @@ def _summary(values: list[float | None]) -> dict | None:
     return {"mean": mean, "std": spread, "interval": interval}
 
 
-def _difference(values: list[float | None], base: list[float | None]) -> dict | None:
-    if None in values + base:
+def paired_difference(values: list[float | None], base: list[float | None]) -> dict | None:
+    """`summarize` of values[i] - base[i], with these as "by_seed"; i is a seed that both were trained with."""
+    if not values or None in values + base:
         return None
     by_seed = [mine - other for mine, other in zip(values, base, strict=True)]
-    return _summary(by_seed) | {"by_seed": by_seed}
+    return summarize(by_seed) | {"by_seed": by_seed}
 
 
 def compare(methods: list[Method]) -> list[dict]:
@@ -100,19 +105,29 @@ def compare(methods: list[Method]) -> list[dict]:
         values = {key: [entry.scores()[key] for entry in method.entries.values()] for key in SCORES}
         steps = [entry.result["checkpoint"]["step"] for entry in method.entries.values()]
         row = {"name": method.name, "seeds": list(method.entries), "steps": steps}
-        row |= {key: _summary(x) for key, x in values.items()}
+        row |= {key: summarize(x) for key, x in values.items()}
         if method is first:
             base = values
         else:
-            row["difference"] = {key: _difference(x, base[key]) for key, x in values.items()}
+            row["difference"] = {key: paired_difference(x, base[key]) for key, x in values.items()}
         rows.append(row)
     return rows
 
 
-def _spread(summary: dict | None, sign: str = "") -> str:
+def _spread(summary: dict | None) -> str:
     if summary is None:
         return "-"
-    return f"{summary['mean']:{sign}.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
+    return f"{summary['mean']:.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
+
+
+def difference_text(difference: dict | None) -> str:
+    """A `paired_difference` as '+1.60 ± 1.04 [-0.99, +4.19]'; of one seed, its mean alone."""
+    if difference is None:
+        return "-"
+    text = f"{difference['mean']:+.2f}"
+    if difference["std"] is None:
+        return text
+    return f"{text} ± {difference['std']:.2f} [{', '.join(f'{x:+.2f}' for x in difference['interval'])}]"
 
 
 def table(rows: list[dict]) -> str:
@@ -125,12 +140,11 @@ def table(rows: list[dict]) -> str:
         for key, d in row.get("difference", {}).items():
             if d is None:
                 continue
-            interval = f" [{', '.join(f'{x:+.2f}' for x in d['interval'])}]" if d["std"] is not None else ""
             differences.append(
                 {
                     f"difference to {rows[0]['name']}": row["name"],
                     "of": SCORES[key],
-                    "mean": _spread(d, "+") + interval,
+                    "mean": difference_text(d),
                     "by seed": ", ".join(f"{x:+.2f}" for x in d["by_seed"]),
                 }
             )

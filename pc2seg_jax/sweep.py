@@ -6,7 +6,8 @@ python -m pc2seg_jax.sweep --config=configs/voc12.py:r50,1_8 --sweep=configs/swe
 
 Several --grid are multiplied. --config.key=value applies to every cell. Every cell is an ordinary run in a folder of
 its own: the same command continues after any interruption, never trains a finished cell again, and sweeps over the same
-configuration in the same --workdir share their equal cells. The table is <name>.md, .json and .svg in --output.
+configuration in the same --workdir share their equal cells. The table is <name>.md, .json and .svg in --output. It has
+every cell's difference to one of them, seed by seed: to BASELINE of the file, else to the first.
 """
 
 import pathlib
@@ -47,12 +48,11 @@ def main(argv: list[str]) -> None:
     base, root = _CONFIG.value, local_path("--workdir", _WORKDIR.value)
     output = local_path("--output", _OUTPUT.value) if _OUTPUT.value else root
     sweep_report.check_output(output)
-    paper = {}
     if _SWEEP.value:
-        cells, paper = sweep_cells.load_sweep(pathlib.Path(_SWEEP.value), base)
+        wanted = sweep_cells.load_sweep(pathlib.Path(_SWEEP.value), base)
     else:
-        cells = sweep_cells.grid_cells(_GRID.value, base)
-    rows = sweep_cells.make_rows(base, cells, seeds=_SEEDS.value, choices=build.CHOICES, paper=paper)
+        wanted = sweep_cells.load_grid(_GRID.value, base)
+    rows = sweep_cells.make_rows(base, wanted, seeds=_SEEDS.value, choices=build.CHOICES)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     overrides = list(config_flags.get_override_values(flags.FLAGS["config"]))
     try:
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
                 "configuration": file,
                 "overrides": {key: flat[key] for key in overrides},
                 "steps": base.steps,
+                "baseline": wanted.baseline,
                 **surroundings.describe(),
             }
             path = sweep_report.write(sweep_report.make_table(rows, root, failures, head), output)

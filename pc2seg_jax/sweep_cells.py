@@ -36,6 +36,14 @@ class Row(NamedTuple):
     cells: tuple[Cell, ...]
 
 
+class Sweep(NamedTuple):
+    """What to sweep. paper: {label: mIoU in % or None}. baseline: the label that the others are compared with."""
+
+    cells: dict[str, Changes]
+    paper: dict[str, float | None]
+    baseline: str
+
+
 def measured(c: ml_collections.ConfigDict, cells: dict[str, Changes]) -> dict[str, Changes]:
     """Cells of the method that read the masks of unlabelled images, where a dataset has them, for measuring only.
 
@@ -111,8 +119,8 @@ def parse_grid(text: str, base: ml_collections.ConfigDict) -> tuple[str, list]:
     return key, values
 
 
-def grid_cells(grids: Sequence[str], base: ml_collections.ConfigDict) -> dict[str, Changes]:
-    """{label: changes} of the product of several grids.
+def load_grid(grids: Sequence[str], base: ml_collections.ConfigDict) -> Sweep:
+    """The product of several grids; its first cell is the baseline.
 
     Raises:
       UserError: see `parse_grid`; and when a key is in two grids.
@@ -122,11 +130,12 @@ def grid_cells(grids: Sequence[str], base: ml_collections.ConfigDict) -> dict[st
     if len(set(keys)) < len(keys):
         raise UserError(f"--grid names a key twice ({', '.join(keys)}): write all of its values in one --grid")
     cells = [dict(zip(keys, values, strict=True)) for values in itertools.product(*(values for _, values in parsed))]
-    return {", ".join(f"{key}={as_text(value)}" for key, value in cell.items()): cell for cell in cells}
+    named = {", ".join(f"{key}={as_text(value)}" for key, value in cell.items()): cell for cell in cells}
+    return Sweep(named, {}, next(iter(named)))
 
 
-def load_sweep(path: pathlib.Path, base: ml_collections.ConfigDict) -> tuple[dict[str, Changes], dict]:
-    """Cells and the paper's numbers of a sweep file: `get_cells(base)` and, where there is one, `PAPER`.
+def load_sweep(path: pathlib.Path, base: ml_collections.ConfigDict) -> Sweep:
+    """A sweep file: its `get_cells(base)`, its `PAPER` and its `BASELINE`, by default none and the first cell.
 
     Raises:
       UserError: when the file cannot be run, or does not return cells.
@@ -143,7 +152,10 @@ def load_sweep(path: pathlib.Path, base: ml_collections.ConfigDict) -> tuple[dic
     paper = module.get("PAPER", {})
     if strange := sorted(paper.keys() - cells.keys()):
         raise UserError(f"--sweep={path} has PAPER numbers for what is no label of its cells: {', '.join(strange)}")
-    return cells, paper
+    baseline = module.get("BASELINE", next(iter(cells)))
+    if baseline not in list(cells):
+        raise UserError(f"--sweep={path} has the BASELINE {baseline!r}, which is no label of its cells")
+    return Sweep(cells, paper, baseline)
 
 
 def as_text(value: Any) -> str:
@@ -162,11 +174,10 @@ def folder_name(changes: Changes, seed: int) -> str:
 
 def make_rows(
     base: ml_collections.ConfigDict,
-    cells: dict[str, Changes],
+    sweep: Sweep,
     *,
     seeds: int,
     choices: dict[str, tuple[str, ...]],
-    paper: dict[str, float | None],
 ) -> list[Row]:
     """Rows of a sweep with a cell for each of the seeds base.seed, base.seed + 1, ...
 
@@ -177,7 +188,7 @@ def make_rows(
       UserError: naming the cell that cannot be run, and why.
     """
     flat, rows = config_lib.flatten(base), []
-    for label, wanted in cells.items():
+    for label, wanted in sweep.cells.items():
         try:
             config = apply(base, wanted)
             changes = {key: value for key, value in config_lib.flatten(config).items() if value != flat[key]}
@@ -189,5 +200,5 @@ def make_rows(
                 made.append(Cell(folder_name(changes, seed), seeded))
         except UserError as error:
             raise UserError(f"cell {label!r} of the sweep cannot be run: {error}") from error
-        rows.append(Row(label, changes, paper.get(label), tuple(made)))
+        rows.append(Row(label, changes, sweep.paper.get(label), tuple(made)))
     return rows

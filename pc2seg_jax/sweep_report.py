@@ -8,12 +8,15 @@ import pathlib
 import statistics
 from typing import Any
 
+from pc2seg_jax import bootstrap
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
+from pc2seg_jax.seeds import difference_text, paired_difference
 from pc2seg_jax.sweep_cells import Cell, Row, as_text
 from pc2seg_jax.sweeping import is_finished, read_evaluation
 
 ROLES = ("labeled", "unlabeled", "val")
+SCORES = ("miou", "boundary_miou")
 COSTS = ("minutes", "images_per_second", "memory_gb")  # what another run of the same cell need not repeat
 _ROW_HEIGHT, _LETTER, _PLOT_WIDTH, _TOP, _BOTTOM = 26, 7, 420, 12, 40
 
@@ -29,8 +32,8 @@ def _read_lines(path: pathlib.Path) -> list[dict[str, float]]:
 def measure(root: pathlib.Path, cell: Cell) -> dict[str, Any]:
     """What a finished cell has to tell; values in %, None for what was not measured.
 
-    miou: of the last step. best_miou: the highest of the run's evaluations. false_negative_rate: mean of the logged
-    steps. minutes: of training alone. images_per_second: median of the logged steps.
+    miou, boundary_miou: of the last step. best_miou: the highest of the run's evaluations. false_negative_rate: mean
+    of the logged steps. minutes: of training alone. images_per_second: median of the logged steps.
     """
     folder = root / cell.folder
     results = [result for path in folder.glob("evaluation/*_val.json") if (result := read_evaluation(path))]
@@ -46,6 +49,7 @@ def measure(root: pathlib.Path, cell: Cell) -> dict[str, Any]:
     rates, memory = logged("images_per_second"), logged("memory_gb")
     return {
         "miou": last["miou"],
+        "boundary_miou": last.get("boundary_miou"),
         "best_miou": best["miou"],
         "best_step": best["checkpoint"]["step"],
         "false_negative_rate": 100 * statistics.mean(false) if false else None,
@@ -63,11 +67,19 @@ def _mean(values: list[float | None]) -> dict[str, float | None] | None:
     return {"mean": statistics.mean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
 
 
+def _difference(seeds: list[dict], base: list[dict], name: str) -> dict[str, Any] | None:
+    """Of one number, over the seeds that both cells have finished; they share images, order and start."""
+    of_seed = {seed["seed"]: seed[name] for seed in base if name in seed}
+    values = {seed["seed"]: seed[name] for seed in seeds if name in seed and seed["seed"] in of_seed}
+    return paired_difference(list(values.values()), [of_seed[seed] for seed in values])
+
+
 def make_table(rows: list[Row], root: pathlib.Path, failures: dict[str, str], head: dict[str, Any]) -> dict[str, Any]:
     """The table as it is stored: `head`, the lists of images, and every row with its seeds and their summary.
 
     Args:
       failures: {folder: why} of `sweeping.run`.
+      head: with the label of the "baseline", which every other row's "difference" is to.
     """
     table = head | {"splits": {role: [] for role in ROLES}, "rows": []}
     for row in rows:
@@ -79,7 +91,7 @@ def make_table(rows: list[Row], root: pathlib.Path, failures: dict[str, str], he
                 for role, split in workdir_lib.load_info(root / cell.folder).splits.items():
                     if split._asdict() not in table["splits"][role]:
                         table["splits"][role].append(split._asdict())
-        names = ("miou", "best_miou", "false_negative_rate", *COSTS)
+        names = (*SCORES, "best_miou", "false_negative_rate", *COSTS)
         table["rows"].append(
             {
                 "label": row.label,
@@ -89,6 +101,10 @@ def make_table(rows: list[Row], root: pathlib.Path, failures: dict[str, str], he
                 "seeds": seeds,
             }
         )
+    (base,) = (row for row in table["rows"] if row["label"] == table["baseline"])
+    for row in table["rows"]:
+        if row is not base:
+            row["difference"] = {name: _difference(row["seeds"], base["seeds"], name) for name in SCORES}
     return table
 
 
@@ -107,6 +123,7 @@ def _columns(row: dict[str, Any]) -> dict[str, str]:
         "differs in": ", ".join(f"{key}={as_text(value)}" for key, value in row["changes"].items()) or "nothing",
         "last mIoU %": _number(row["miou"]) if count else "failed",
         "best mIoU %": _number(row["best_miou"]) if count else "failed",
+        "last boundary mIoU %": _number(row["boundary_miou"]),
         "seeds": str(count) + (f", {failed} failed" if failed else ""),
         "false negatives %": _number(row["false_negative_rate"]),
         "minutes": _number(row["minutes"] and row["minutes"] | {"std": None}, 1),
@@ -131,6 +148,19 @@ def _pivot(rows: list[dict[str, Any]]) -> str | None:
     return _grid([["last mIoU %", *across], *([name, *(cells.get((name, x), "") for x in across)] for name in down)])
 
 
+def _differences(table: dict[str, Any]) -> str | None:
+    """What the cells differ by from the baseline, of those that have a seed in common with it."""
+    lines = []
+    for row in table["rows"]:
+        miou, boundary = (row.get("difference", {}).get(name) for name in SCORES)
+        if miou is not None:
+            by_seed = ", ".join(f"{x:+.2f}" for x in miou["by_seed"])
+            lines.append([row["label"], difference_text(miou), by_seed, difference_text(boundary)])
+    if not lines:
+        return None
+    return _grid([[f"difference to {table['baseline']}", "mIoU", "by seed", "boundary mIoU"], *lines])
+
+
 def markdown(table: dict[str, Any]) -> str:
     """The table for people. Columns that nothing fills are left out."""
     columns = [_columns(row) for row in table["rows"]]
@@ -153,10 +183,13 @@ def markdown(table: dict[str, Any]) -> str:
                 f"- hardware: {table['hardware']}",
                 "- mean ± sample standard deviation over the seeds; mIoU on val; false negatives: measured during "
                 "training; minutes: of training alone, without compiling and evaluating; paper: on the paper's data",
+                f"- differences: of the last step, seed by seed, with the {bootstrap.LEVEL} % interval of their mean "
+                "(Student's t)",
             ]
         ),
         _pivot(table["rows"]),
         _grid([kept, *([line[title] for title in kept] for line in columns)]),
+        _differences(table),
         "\n".join(f"- failed: `{folder}`: {failure}" for folder, failure in failures.items()),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -72,10 +72,12 @@ def drive(place, grids, *, seeds=1, jobs=1, name="sweep", overrides=(), root="ro
     """What the command does, in the folder `place`, with the stand-in and without JAX."""
     sweeping.TRAIN = (sys.executable, str(place / "train.py"))
     base = config_lib.load(place / "base.json")
-    rows = sweep_cells.make_rows(base, sweep_cells.grid_cells(grids, base), seeds=seeds, choices={}, paper={})
+    wanted = sweep_cells.load_grid(grids, base)
+    rows = sweep_cells.make_rows(base, wanted, seeds=seeds, choices={})
     with sweeping.claim(place / root, base) as lock:
         failures = sweeping.run(rows, place / root, str(place / "base.py"), overrides, lock=lock, jobs=jobs)
-        table = sweep_report.make_table(rows, place / root, failures, {"name": name, **HEAD})
+        head = {"name": name, "baseline": wanted.baseline, **HEAD}
+        table = sweep_report.make_table(rows, place / root, failures, head)
         sweep_report.write(table, place / root)
     return table
 
@@ -165,6 +167,12 @@ def test_a_sweep_runs_every_cell_with_every_seed_and_writes_the_table(place):
             assert seed["minutes"] == 6
         a, b = (seed["miou"] for seed in row["seeds"])
         assert row["miou"] == {"mean": pytest.approx((a + b) / 2), "std": pytest.approx(abs(a - b) / 2**0.5)}
+    first, second, _ = table["rows"]
+    assert "difference" not in first
+    expected = [b["miou"] - a["miou"] for a, b in zip(first["seeds"], second["seeds"], strict=True)]
+    assert second["difference"]["miou"]["by_seed"] == pytest.approx(expected)
+    assert second["difference"]["miou"]["mean"] == pytest.approx(sum(expected) / 2)
+    assert second["difference"]["boundary_miou"] is None  # the stand-in stores none
     assert config_lib.load(place / "root" / "base" / "config.json") == config_lib.load(place / "base.json")
     assert json.loads((place / "root" / "sweep.json").read_text())["rows"] == table["rows"]
 
@@ -190,7 +198,7 @@ def test_equal_cells_of_one_sweep_run_once(place, tiny_config):
     base = tiny_config()
     cells = {"a": {}, "b": {"loss.contrast_weight": 0.3}, "c": {"steps": 6}}
     sweeping.TRAIN = (sys.executable, str(place / "train.py"))
-    rows = sweep_cells.make_rows(base, cells, seeds=1, choices={}, paper={})
+    rows = sweep_cells.make_rows(base, sweep_cells.Sweep(cells, {}, next(iter(cells))), seeds=1, choices={})
     with sweeping.claim(place / "root", base) as lock:
         assert sweeping.run(rows, place / "root", str(place / "base.py"), [], lock=lock, jobs=2) == {}
     assert [row[0] for row in starts(place)] == ["base__seed=0"]
@@ -318,6 +326,8 @@ def test_the_command_trains_for_real_and_tells_of_a_cell_that_failed(place, tiny
     good, bad = table["rows"]
     result = json.loads((place / "root" / "base__seed=0" / "evaluation" / "2_val.json").read_text())
     assert good["miou"] == {"mean": result["miou"], "std": None}
+    assert good["boundary_miou"] == {"mean": result["boundary_miou"], "std": None}
+    assert (table["baseline"], bad["difference"]["miou"]) == (good["label"], None)
     assert good["images_per_second"]["mean"] > 0
     assert bad["miou"] is None
     assert "nothing.npz" in bad["seeds"][0]["failure"]

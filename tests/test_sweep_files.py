@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from pc2seg_jax import build, sweep_cells, sweep_report
+from pc2seg_jax import build, seeds, sweep_cells, sweep_report
 from pc2seg_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -17,12 +17,13 @@ HEAD = {"configuration": "base.py", "overrides": {}, "steps": 6, "versions": {"j
 
 def test_grids_are_multiplied_and_values_take_the_type_of_their_key(tiny_config):
     grids = ["config.loss.contrast_weight=0,0.1,0.3", "config.model.contrast_layers=('conv5','encoder'),('conv5',)"]
-    cells = sweep_cells.grid_cells(grids, tiny_config())
+    cells, paper, baseline = sweep_cells.load_grid(grids, tiny_config())
     weights, layers = (0.0, 0.1, 0.3), (("conv5", "encoder"), ("conv5",))
     expected = [{"loss.contrast_weight": w, "model.contrast_layers": x} for w in weights for x in layers]
     assert list(cells.values()) == expected
     assert all(type(cell["loss.contrast_weight"]) is float for cell in cells.values())
-    assert next(iter(cells)) == "loss.contrast_weight=0.0, model.contrast_layers=conv5+encoder"
+    assert next(iter(cells)) == baseline == "loss.contrast_weight=0.0, model.contrast_layers=conv5+encoder"
+    assert paper == {}
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,7 @@ WRONG_GRIDS = [
 @pytest.mark.parametrize(("grids", "words"), WRONG_GRIDS)
 def test_wrong_grids_end_in_one_sentence(tiny_config, grids, words):
     def rows(base):
-        return sweep_cells.make_rows(
-            base, sweep_cells.grid_cells(grids, base), seeds=1, choices=build.CHOICES, paper={}
-        )
+        return sweep_cells.make_rows(base, sweep_cells.load_grid(grids, base), seeds=1, choices=build.CHOICES)
 
     with pytest.raises(UserError) as error:
         rows(tiny_config())
@@ -84,6 +83,8 @@ def test_sweep_files_that_cannot_be_used_are_named(tmp_path, tiny_config):
         ("def get_cells(c):\n    return {}", "must return"),
         ("def get_cells(c):\n    return c.nothing", "nothing"),
         ("PAPER = {'b': 1}\ndef get_cells(c):\n    return {'a': {}}", "b"),
+        ("BASELINE = 'b'\ndef get_cells(c):\n    return {'a': {}}", "BASELINE 'b'"),
+        ("BASELINE = ['a']\ndef get_cells(c):\n    return {'a': {}}", "BASELINE \\['a'\\]"),
     ):
         if text is not None:
             path.write_text(text)
@@ -91,14 +92,14 @@ def test_sweep_files_that_cannot_be_used_are_named(tmp_path, tiny_config):
             sweep_cells.load_sweep(path, tiny_config())
     path.write_text("PAPER = {'a': 3}\ndef get_cells(c):\n    c.steps = 1\n    return {'a': {'loss.delay': c.steps}}")
     base = tiny_config()
-    assert sweep_cells.load_sweep(path, base) == ({"a": {"loss.delay": 1}}, {"a": 3})
+    assert sweep_cells.load_sweep(path, base) == ({"a": {"loss.delay": 1}}, {"a": 3}, "a")
     assert base.steps == 6
 
 
 def test_folders_are_named_after_what_differs_from_the_base_and_the_seed(tiny_config):
     base = tiny_config(seed=4)
     cells = {"same": {"loss.contrast_weight": 0.3}, "other": {"steps": 4, "loss.window": 99}}
-    rows = sweep_cells.make_rows(base, cells, seeds=2, choices={}, paper={"same": 1.5})
+    rows = sweep_cells.make_rows(base, sweep_cells.Sweep(cells, {"same": 1.5}, "same"), seeds=2, choices={})
     assert [row.paper for row in rows] == [1.5, None]
     names = [cell.folder for row in rows for cell in row.cells]
     assert names == [
@@ -120,7 +121,7 @@ def rows_of_a_table():
     def row(label, seeds, paper):
         values = [x["miou"] for x in seeds if "miou" in x]
         mean = sweep_report._mean(values)
-        empty = dict.fromkeys(("false_negative_rate", *sweep_report.COSTS))
+        empty = dict.fromkeys(("boundary_miou", "false_negative_rate", *sweep_report.COSTS))
         return empty | {
             "label": label,
             "changes": {},
@@ -140,14 +141,30 @@ def rows_of_a_table():
 
 def test_the_table_reads_well():
     table = {"name": "t", **HEAD, "overrides": {"steps": 6}, "splits": {"val": []}, "rows": rows_of_a_table()}
+    table["baseline"] = "a / <x>"
     text = sweep_report.markdown(table)
     assert "`base.py --config.steps=6`, 6 steps" in text
     assert "| last mIoU % | <x> | y |\n|---|---|---|\n| a | 52.00 ± 2.00 | 41.25 |\n| b |  | failed |" in text
     assert "| cell | differs in | last mIoU % | best mIoU % | seeds | paper mIoU % |" in text  # nothing else is known
     assert "| a / <x> | nothing | 52.00 ± 2.00 | 52.00 ± 2.00 | 3 | 64.63 |" in text
+    assert "difference to" not in text
+    table["rows"][1]["difference"] = {"miou": seeds.paired_difference([41.25], [50.0]), "boundary_miou": None}
+    assert "| a / y | -8.75 | -8.75 | - |\n" in sweep_report.markdown(table)
     table["rows"][0]["label"] = "a|x"
     assert "last mIoU % | <x>" not in sweep_report.markdown(table)
     assert "| a\\|x | nothing |" in sweep_report.markdown(table)
+
+
+def test_differences_are_of_the_seeds_that_both_cells_have_finished():
+    base = [{"seed": 0, "miou": 40.0}, {"seed": 1, "failure": "killed"}, {"seed": 2, "miou": 46.0}]
+    cell = [{"seed": 2, "miou": 47.0}, {"seed": 1, "miou": 50.0}, {"seed": 0, "miou": 44.0}]
+    found = sweep_report._difference(cell, base, "miou")
+    assert found["by_seed"] == [1.0, 4.0]
+    assert (found["mean"], found["std"]) == (2.5, pytest.approx(3 / 2**0.5))
+    half = 12.7062 * (3 / 2**0.5) / 2**0.5  # Student's t of one degree of freedom
+    assert found["interval"] == pytest.approx([2.5 - half, 2.5 + half], rel=1e-4)
+    assert sweep_report._difference(cell, base[1:2], "miou") is None
+    assert seeds.difference_text(found) == "+2.50 ± 2.12 [-16.56, +21.56]"
 
 
 def test_the_plot_has_a_row_per_label_a_dot_per_seed_and_a_bar_at_the_mean():
@@ -187,8 +204,7 @@ def base_of(name):
 
 
 def rows_of(path, base):
-    cells, paper = sweep_cells.load_sweep(path, base)
-    return sweep_cells.make_rows(base, cells, seeds=1, choices=build.CHOICES, paper=paper)
+    return sweep_cells.make_rows(base, sweep_cells.load_sweep(path, base), seeds=1, choices=build.CHOICES)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -11,6 +11,7 @@ The paper, VOC 1/8, ResNet-50:
 from pc2seg_jax.sweep_cells import measured
 
 PAPER = {"conv3": 60.70, "conv4": 63.90, "conv5": 64.63, "encoder": 64.25, "decoder": 63.74, "conv5+encoder": 64.59}
+BASELINE = "conv5"
 
 
 def get_cells(c):

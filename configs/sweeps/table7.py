@@ -35,6 +35,7 @@ PAPER = {
     for row, (_, numbers) in ROWS.items()
     for column, number in zip(COLUMNS, numbers, strict=True)
 }
+BASELINE = label("1", "0")
 
 
 def get_cells(c):

@@ -18,6 +18,7 @@ PAPER = {
     for label, number in WHOLE["PAPER"].items()
     if label.startswith("lambda_2 x 1 /") or label.endswith("/ lambda_1 x 0")
 }
+BASELINE = WHOLE["BASELINE"]
 
 
 def get_cells(c):

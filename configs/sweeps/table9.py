@@ -18,6 +18,7 @@ PAPER = {
     for row, numbers in ROWS.items()
     for column, number in zip(COLUMNS, numbers, strict=True)
 }
+BASELINE = "cosine / none"
 
 
 def get_cells(c):
