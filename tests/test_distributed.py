@@ -34,9 +34,10 @@ def start():
     """`start(folder, processes, ...)`: exit statuses, and what the processes of one run have printed."""
 
     def run(folder, count, *, flags=(), environment=None, record=None, kill=None, supervised=False, timeout=500):
-        # Small steps and a draw that does not depend on predictions: rounding, which differs with the number of
-        # processes, then stays rounding instead of choosing other negatives.
-        changes = {"checkpoint_every": 1, "eval.every": 3, "optim.learning_rate": 1e-5, "loss.strategy": "uniform"}
+        # A draw that does not depend on predictions, and steps that change weights by less than their last digit:
+        # rounding, which differs with the number of processes, then stays rounding, where a weight that differs by it
+        # may switch a ReLU, and the gradient of so small a network by 2e-3. Biases, which begin at 0, do move.
+        changes = {"checkpoint_every": 1, "eval.every": 3, "optim.learning_rate": 1e-10, "loss.strategy": "uniform"}
         changes |= {"record": str(record)} if record else {}
         changes |= {"kill": kill} if kill else {}
         port, processes = free_port(), []
@@ -78,13 +79,19 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def final_state(folder):
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def begin_and_end(folder):
+    """The states before the first step of a run and after its last."""
     config, info = workdir.load(folder)
     functions = build.build_functions(
         config, num_classes=len(info.class_names), ignore_id=info.ignore_id, shardings=make_shardings(1)
     )
+    first = functions.init(config.seed)
     with Checkpoints(folder) as checkpoints:
-        return jax.device_get(checkpoints.restore_newest(functions.init(0)))
+        return jax.device_get((first, checkpoints.restore_newest(first)))
 
 
 def rows(record):
@@ -100,15 +107,16 @@ def rows(record):
 
 
 def assert_same_run(folder, reference):
-    """Losses and parameters within float tolerance, the same steps logged once each, the same evaluation."""
+    """Losses, movement and momentum within float tolerance, the same steps logged once each, the same evaluation."""
     ours, theirs = metrics(folder), metrics(reference)
     assert [(line["step"], line.keys()) for line in ours] == [(line["step"], line.keys()) for line in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         if "loss" in mine:
-            np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-4)
-    a, b = final_state(folder), final_state(reference)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a.params, b.params)
-    momentum, expected = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.opt_state)]) for s in (a, b))
+            np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)
+    start, mine, other = *begin_and_end(folder), begin_and_end(reference)[1]
+    moved, expected = (flat(jax.tree.map(np.subtract, state.params, start.params)) for state in (mine, other))
+    assert np.linalg.norm(moved - expected) < 1e-3 * np.linalg.norm(expected)
+    momentum, expected = flat(mine.opt_state), flat(other.opt_state)
     assert np.linalg.norm(momentum - expected) < 1e-3 * np.linalg.norm(expected)
     results = [json.loads((path / "evaluation" / f"{STEPS}_val.json").read_text()) for path in (folder, reference)]
     assert results[0]["split"] == results[1]["split"]
@@ -124,13 +132,13 @@ def reference(start, tmp_path_factory):
     return folder / "run", rows(folder / "rows")
 
 
-def test_two_processes_then_one_then_four_are_one_run(start, reference, tmp_path):
-    """SIGTERM to one of two (found by Slurm's variables), then to the one, then four by Open MPI's to the end."""
+def test_two_processes_then_one_then_two_are_one_run(start, reference, tmp_path):
+    """SIGTERM to one of two (found by Slurm's variables), then to the one, then two by Open MPI's to the end."""
     folder = tmp_path / "run"
     expected = reference[1]
-    for count, environment, stop in ((2, slurm, 2), (1, None, 4), (4, open_mpi, None)):
+    for count, environment, stop in ((2, slurm, 2), (1, None, 4), (2, open_mpi, None)):
         kill = stop and {"process": count - 1, "step": stop, "signal": signal.SIGTERM}
-        record = tmp_path / f"rows_{count}"
+        record = tmp_path / f"rows_until_{stop}"
         statuses, said = start(folder, count, environment=environment, record=record, kill=kill)
         assert statuses == [RESUME if stop else 0] * count, said
         found = rows(record)
