@@ -34,7 +34,7 @@ def start():
     """`start(folder, processes, ...)`: exit statuses, and what the processes of one run have printed."""
 
     def run(folder, count, *, flags=(), environment=None, record=None, kill=None, supervised=False, timeout=500):
-        # A draw that does not depend on predictions, and steps that change weights by less than their last digit:
+        # A draw that does not depend on predictions, and steps too small to change the last digit of most weights:
         # rounding, which differs with the number of processes, then stays rounding, where a weight that differs by it
         # may switch a ReLU, and the gradient of so small a network by 2e-3. Biases, which begin at 0, do move.
         changes = {"checkpoint_every": 1, "eval.every": 3, "optim.learning_rate": 1e-10, "loss.strategy": "uniform"}
