@@ -11,7 +11,7 @@ from typing import Any
 from pc2seg_jax import bootstrap
 from pc2seg_jax import workdir as workdir_lib
 from pc2seg_jax.errors import UserError
-from pc2seg_jax.seeds import difference_text, paired_difference
+from pc2seg_jax.seeds import difference_text, paired_difference, summarize, summary_text
 from pc2seg_jax.sweep_cells import Cell, Row, as_text
 from pc2seg_jax.sweeping import is_finished, read_evaluation
 
@@ -59,14 +59,6 @@ def measure(root: pathlib.Path, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _mean(values: list[float | None]) -> dict[str, float | None] | None:
-    """Mean and sample standard deviation (None of one value)."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return {"mean": statistics.mean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
-
-
 def _difference(seeds: list[dict], base: list[dict], name: str) -> dict[str, Any] | None:
     """Of one number, over the seeds that both cells have finished; they share images, order and start."""
     of_seed = {seed["seed"]: seed[name] for seed in base if name in seed}
@@ -97,7 +89,7 @@ def make_table(rows: list[Row], root: pathlib.Path, failures: dict[str, str], he
                 "label": row.label,
                 "changes": row.changes,
                 "paper": row.paper,
-                **{name: _mean([seed.get(name) for seed in seeds]) for name in names},
+                **{name: summarize([seed[name] for seed in seeds if seed.get(name) is not None]) for name in names},
                 "seeds": seeds,
             }
         )
@@ -108,11 +100,8 @@ def make_table(rows: list[Row], root: pathlib.Path, failures: dict[str, str], he
     return table
 
 
-def _number(summary: dict | None, digits: int = 2) -> str:
-    if summary is None:
-        return "-"
-    spread = "" if summary["std"] is None else f" ± {summary['std']:.{digits}f}"
-    return f"{summary['mean']:.{digits}f}{spread}"
+def _cost(summary: dict | None) -> str:
+    return "-" if summary is None else f"{summary['mean']:.1f}"
 
 
 def _columns(row: dict[str, Any]) -> dict[str, str]:
@@ -121,14 +110,14 @@ def _columns(row: dict[str, Any]) -> dict[str, str]:
     return {
         "cell": row["label"],
         "differs in": ", ".join(f"{key}={as_text(value)}" for key, value in row["changes"].items()) or "nothing",
-        "last mIoU %": _number(row["miou"]) if count else "failed",
-        "best mIoU %": _number(row["best_miou"]) if count else "failed",
-        "last boundary mIoU %": _number(row["boundary_miou"]),
+        "last mIoU %": summary_text(row["miou"]) if count else "failed",
+        "best mIoU %": summary_text(row["best_miou"]) if count else "failed",
+        "last boundary mIoU %": summary_text(row["boundary_miou"]),
         "seeds": str(count) + (f", {failed} failed" if failed else ""),
-        "false negatives %": _number(row["false_negative_rate"]),
-        "minutes": _number(row["minutes"] and row["minutes"] | {"std": None}, 1),
-        "images/s": _number(row["images_per_second"] and row["images_per_second"] | {"std": None}, 1),
-        "memory GB": _number(row["memory_gb"] and row["memory_gb"] | {"std": None}, 1),
+        "false negatives %": summary_text(row["false_negative_rate"]),
+        "minutes": _cost(row["minutes"]),
+        "images/s": _cost(row["images_per_second"]),
+        "memory GB": _cost(row["memory_gb"]),
         "paper mIoU %": "-" if row["paper"] is None else f"{row['paper']:.2f}",
     }
 
@@ -141,7 +130,7 @@ def _grid(lines: list[list[str]]) -> str:
 
 def _pivot(rows: list[dict[str, Any]]) -> str | None:
     """Rows by columns, where every label is of the form 'row / column'."""
-    cells = {tuple(row["label"].split(" / ")): _number(row["miou"]) if row["miou"] else "failed" for row in rows}
+    cells = {tuple(row["label"].split(" / ")): summary_text(row["miou"]) if row["miou"] else "failed" for row in rows}
     if any(len(label) != 2 for label in cells):
         return None
     down, across = (list(dict.fromkeys(label[axis] for label in cells)) for axis in (0, 1))

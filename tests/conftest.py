@@ -5,10 +5,11 @@ import os
 import tempfile
 
 # Must be set before JAX asks for its devices. Compiling is most of a test's time: without the optimiser, and with the
-# plain code generator, the training step compiles in a fifth of the time, to the same function.
+# plain code generator, the training step compiles in a fifth of the time, to the same function; in one module rather
+# than one per core, it spares the copies, and the cores have other tests.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     # Later ones end the process when they read a flag that is gone.
     + (" --xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else ""),
 )
@@ -21,6 +22,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import contextlib
+import gc
 import io
 import json
 import runpy
@@ -35,6 +37,7 @@ import pytest
 import stored_results
 
 jax.config.update("jax_num_cpu_devices", 8)
+gc.set_threshold(100_000, 50, 50)  # a quarter of the time of tracing went into looking for garbage among what stays
 
 NUM_CLASSES, IGNORE = 7, 255
 

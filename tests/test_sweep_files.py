@@ -118,9 +118,8 @@ def rows_of_a_table():
     def seed(number, miou, **more):
         return {"seed": number, "folder": f"f{number}", "failure": None, "miou": miou, **more}
 
-    def row(label, seeds, paper):
-        values = [x["miou"] for x in seeds if "miou" in x]
-        mean = sweep_report._mean(values)
+    def row(label, runs, paper):
+        mean = seeds.summarize([x["miou"] for x in runs if "miou" in x])
         empty = dict.fromkeys(("boundary_miou", "false_negative_rate", *sweep_report.COSTS))
         return empty | {
             "label": label,
@@ -128,7 +127,7 @@ def rows_of_a_table():
             "paper": paper,
             "miou": mean,
             "best_miou": mean,
-            "seeds": seeds,
+            "seeds": runs,
         }
 
     failed = {"seed": 0, "folder": "f", "failure": "exit status 1: a | b"}

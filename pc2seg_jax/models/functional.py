@@ -62,6 +62,7 @@ class Classifier(NamedTuple):
     update_statistics: Callable
 
 
+@functools.lru_cache(maxsize=16)  # tracing a deep network takes seconds; what JAX has traced belongs to the function
 def create_model(
     *,
     backbone: str,
