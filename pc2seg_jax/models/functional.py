@@ -62,7 +62,7 @@ class Classifier(NamedTuple):
     update_statistics: Callable
 
 
-@functools.lru_cache(maxsize=16)  # tracing a deep network takes seconds; what JAX has traced belongs to the function
+@functools.lru_cache(maxsize=16)  # JAX keeps what it has traced of a function, and tracing a deep network takes seconds
 def create_model(
     *,
     backbone: str,
