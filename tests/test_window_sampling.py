@@ -14,6 +14,7 @@ from pc2seg_jax.ops.contrastive import _count_blocks, _cut, _golden_share, choos
 from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)
+arrive = jax.jit(draw_arrivals, static_argnums=2)  # eagerly, every one of hundreds of draws is traced
 
 
 def inclusion_probabilities(weights, n):
@@ -30,7 +31,7 @@ def inclusion_probabilities(weights, n):
 
 def draw(key, m, k):
     key, key_marks = jax.random.split(key)
-    return draw_arrivals(key, jax.random.bits(key_marks, (m,)), k)
+    return arrive(key, jax.random.bits(key_marks, (m,)), k)
 
 
 def stream(key, m, k):
@@ -160,7 +161,7 @@ def window_loops(x, num_negatives, window, block_anchors):
             turn = np.uint32(block * (2**32 * _golden_share(blocks) // blocks) % 2**32)
             start = block * 2 * pixels // blocks
             key_block = jax.random.fold_in(key_arrivals, block)
-            arrivals = jax.device_get(draw_arrivals(key_block, np.roll(bits, -start) + turn, window))
+            arrivals = jax.device_get(arrive(key_block, np.roll(bits, -start) + turn, window))
             places = np.roll(circle, -start)[arrivals.order]
             came = [j for j, mark in zip(places, arrivals.mark, strict=True) if mark < weights[a, j]]
             negatives = list(dict.fromkeys(came))[:num_negatives]
