@@ -113,7 +113,7 @@ def rows(record):
 
 
 def assert_same_run(folder, reference):
-    """The same steps logged once each, with the same metrics; the same movement and momentum; the same evaluation."""
+    """The same steps logged once each, with the same metrics; the same movement of every state; the same evaluation."""
     ours, theirs = metrics(folder), metrics(reference)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for mine, other in zip(ours, theirs, strict=True):
@@ -121,7 +121,7 @@ def assert_same_run(folder, reference):
         for name in mine:
             np.testing.assert_allclose(mine[name], other[name], rtol=1e-5, err_msg=f"{name}, step {mine['step']}")
     start, mine, other = *begin_and_end(folder), begin_and_end(reference)[1]
-    for part in ("params", "batch_stats", "opt_state"):
+    for part in ("params", "batch_stats", "opt_state", "teacher"):
         before, moved, expected = (flat(getattr(state, part)) for state in (start, mine, other))
         distance = np.linalg.norm(expected - before)
         assert distance > 0

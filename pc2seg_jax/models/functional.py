@@ -122,7 +122,7 @@ def create_model(
             num_classes=num_classes,
             head_width=head_width,
             low_level_width=low_level_width,
-            rates=tuple(aspp_rates),
+            rates=aspp_rates,
             dropout_rate=dropout_rate,
             epsilon=HEAD_EPSILON,
             rngs=rngs,
