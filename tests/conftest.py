@@ -161,7 +161,8 @@ def make_parts():
     made = {}
 
     def make(config, num_devices=1):
-        irrelevant = {"data", "augment", "eval", "log_every", "init_from"}  # nothing compiled depends on these
+        # Nothing compiled depends on these.
+        irrelevant = {"data", "augment", "eval", "log_every", "checkpoint_every", "init_from"}
         relevant = {key: value for key, value in config.to_dict().items() if key not in irrelevant}
         name = json.dumps([relevant, num_devices])
         if name not in made:

@@ -223,13 +223,12 @@ def test_a_shared_projection_is_one_kernel():
     assert set(trees[1]["projection"]["conv5"]) == {"shared"}
     for part in ("backbone", "head"):
         assert trees[0][part] == trees[1][part]
-    params, _ = shared.init(jax.random.key(0))
+    params, own = (jax.jit(model.init)(jax.random.key(0))[0] for model in (shared, separate))
     kernel = max(jax.tree.leaves(params["projection"]["conv5"]["shared"]), key=lambda x: x.ndim)
     channels = kernel.shape[-2]
     x = {"conv5": jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, channels)), jnp.float32)}
     weak, strong = (shared.project(params, x, branch=branch)["conv5"] for branch in ("weak", "strong"))
     np.testing.assert_array_equal(weak, strong)
-    own, _ = separate.init(jax.random.key(0))
     weak, strong = (separate.project(own, x, branch=branch)["conv5"] for branch in ("weak", "strong"))
     assert np.abs(weak - strong).max() > 1e-3
 
