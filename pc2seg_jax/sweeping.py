@@ -150,13 +150,14 @@ def run(
                 if process.poll() is None:
                     continue
                 del running[slot]
-                took.append(time.monotonic() - began)
                 if failure := _failure(root, cell, process.returncode):
                     failures[cell.folder] = failure
+                else:
+                    took.append(time.monotonic() - began)
                 since = [time.monotonic() - begun for _, _, begun, _ in running.values()]
-                remaining = _remaining(took, len(waiting), since, jobs)
+                remaining = _remaining(took, len(waiting), since, jobs) if took else "unknown"
                 end = f"failed, {failure}" if failure else "finished"
-                head = f"{len(took)}/{total}  {row.label}, seed {cell.config.seed}"
+                head = f"{total - len(waiting) - len(running)}/{total}  {row.label}, seed {cell.config.seed}"
                 print(f"{head}: {end}; remaining {remaining}", flush=True)
             time.sleep(0.05)
     finally:

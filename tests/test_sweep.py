@@ -222,9 +222,9 @@ def test_a_root_belongs_to_one_base_whatever_its_seed(place, tiny_config):
 
 def test_failed_cells_are_shown_and_the_others_go_on(place, capsys):
     table = drive(place, ["config.init_from=broken,empty,good"])
-    assert "init_from=broken, seed 0: failed, exit status 2: error: the weights are broken" in capsys.readouterr().out
-    failures = [row["seeds"][0]["failure"] for row in table["rows"]]
-    assert failures == [
+    failed = "1/3  init_from=broken, seed 0: failed, exit status 2: error: the weights are broken; remaining unknown\n"
+    assert failed in capsys.readouterr().out
+    assert [row["seeds"][0]["failure"] for row in table["rows"]] == [
         "exit status 2: error: the weights are broken",
         "it ended without its last evaluation: it has printed nothing",
         None,

@@ -57,8 +57,9 @@ def resnet_torch(units: tuple[int, ...]) -> Backbone:
     )
 
 
-# 26 layers is for small experiments; the others are published networks.
+# 26 layers are for small experiments and 14 to see whether everything works; the others are published networks.
 BACKBONES = {
+    "resnet14_beta": resnet_beta((1, 1, 1, 1)),
     "resnet26_beta": resnet_beta((2, 2, 2, 2)),
     "resnet50_beta": resnet_beta((3, 4, 6, 3)),
     "resnet101_beta": resnet_beta((3, 4, 23, 3)),
