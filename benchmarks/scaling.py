@@ -3,7 +3,7 @@
   python benchmarks/scaling.py --config=configs/folder.py --topologies=v5e:2x4,v5e:4x4       # the same batch everywhere
   python benchmarks/scaling.py --config=configs/folder.py --topologies=v5e:8x8 --per_chip=4  # 4 + 4 images per chip
 
-Needs `pip install libtpu` and no TPU; a slice takes several minutes, and no data is read. The model, per step:
+Needs `pip install 'jax[tpu]'` and no TPU; a slice takes several minutes, and no data is read. The model, per step:
 
   compute     FLOPs per chip / (peak * utilisation), for --utilisation, which is an assumption, and for 1
   bytes       all-reduce: bytes * 2 (n - 1) / n; others: bytes; by the chip's ICI bandwidth, or half of it where an axis
@@ -96,6 +96,8 @@ def predict(topology: str) -> str:
     shardings = make_shardings(devices=devices)
     build.check_devices(config, shardings)
     compiled, report = compile_report.compile_step(config, num_classes=_CLASSES.value, shardings=shardings)
+    if report.collectives is None:
+        raise UserError(f"{topology} has no prediction: {compile_report.UNREADABLE}")
     counted = compiled.cost_analysis() or {}
     operations = count_operations(compiled.as_text())
     moved, waited = communication(report, chip, [int(side) for side in topology.split(":")[1].split("x")], operations)

@@ -21,6 +21,10 @@ _COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatt
 _INSTRUCTION = re.compile(rf"= (?P<shape>\(.*?\)|\S+) (?P<kind>{_COLLECTIVES})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _BITS = re.compile(r"[0-9]+")
+UNREADABLE = (
+    "this jaxlib cannot read the program that this libtpu has compiled: `pip install 'jax[tpu]=="
+    f"{jax.__version__}'` brings the libtpu that belongs to it"
+)
 
 
 class Collective(NamedTuple):
@@ -40,6 +44,7 @@ class Report(NamedTuple):
       not count. compile_seconds: of the compiler alone.
     memory: bytes per device, {"arguments", "temporary", "outputs", "code"}; outputs without those that take the place
       of arguments.
+    collectives: None where the program cannot be read, see `UNREADABLE`.
     """
 
     devices: int
@@ -49,7 +54,7 @@ class Report(NamedTuple):
     flops: float
     compiled_flops: float | None
     memory: dict[str, int]
-    collectives: list[Collective]
+    collectives: list[Collective] | None
     compile_seconds: float
 
 
@@ -80,7 +85,7 @@ def topology_devices(topology: str) -> list:
     except Exception as error:  # the library raises several types, all for the same two reasons
         raise UserError(
             f"--topology={topology} cannot be described ({error}): expected a kind and a shape such as v5e:2x4, and "
-            "the compiler of TPUs, which `pip install libtpu` installs"
+            f"the compiler of TPUs, which `pip install 'jax[tpu]=={jax.__version__}'` installs"
         ) from error
 
 
@@ -134,9 +139,16 @@ def compile_step(
             "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "code": memory.generated_code_size_in_bytes,
         },
-        collectives=find_collectives(compiled.as_text()),
+        collectives=_read_collectives(compiled),
         compile_seconds=seconds,
     )
+
+
+def _read_collectives(compiled: jax.stages.Compiled) -> list[Collective] | None:
+    try:
+        return find_collectives(compiled.as_text())
+    except jax.errors.JaxRuntimeError:  # a newer libtpu may use instructions that this jaxlib does not know
+        return None
 
 
 def find_collectives(text: str) -> list[Collective]:
@@ -179,9 +191,13 @@ def table(report: Report) -> str:
         lines.append(f"  at full speed  {report.flops / report.devices / chip.flops * 1e3:.1f} ms per step")
     lines.append(f"bytes per device {total / 1e9:.2f} GB{share}")
     lines += [f"  {name:<15}{size / 1e9:.3f} GB" for name, size in report.memory.items()]
-    lines.append("collectives      " + ("per device and step" if report.collectives else "none"))
+    if report.collectives is None:
+        lines.append(f"collectives      unknown, as {UNREADABLE}")
+    else:
+        lines.append("collectives      " + ("per device and step" if report.collectives else "none"))
     lines += [
-        f"  {c.kind:<15}{c.dtype:<5}{c.bytes / 1e6:>10.3f} MB in {c.operations} operations" for c in report.collectives
+        f"  {c.kind:<19}{c.dtype:<6}{c.bytes / 1e6:>9.3f} MB in {c.operations} operations"
+        for c in report.collectives or ()
     ]
     lines.append(f"compile time     {report.compile_seconds:.0f} s")
     return "\n".join(lines)

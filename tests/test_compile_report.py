@@ -111,6 +111,14 @@ def test_collectives_are_read_from_a_program():
     }
 
 
+def test_a_program_that_jaxlib_cannot_read_has_no_list_of_collectives():
+    class OfNewerCompiler:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands but sees 3")
+
+    assert compile_report._read_collectives(OfNewerCompiler()) is None
+
+
 def test_the_report_of_the_real_step(tiny_config):
     """Two devices only sum: gradients, losses and batch moments, a few numbers per parameter in all."""
     config = tiny_config(objective="supervised", batch_labeled=4)
@@ -126,6 +134,7 @@ def test_the_report_of_the_real_step(tiny_config):
         assert part in text
     chip = next(iter(CHIPS))
     assert f"of its {CHIPS[chip].memory / 1e9:.0f} GB" in compile_report.table(report._replace(device_kind=chip))
+    assert "collectives      unknown, as this jaxlib cannot" in compile_report.table(report._replace(collectives=None))
     parted = tiny_config(objective="supervised", batch_labeled=4, accumulate=2)
     again = compile_report.step_flops(parted, num_classes=7, shardings=parallel.make_shardings(1))
     np.testing.assert_allclose(again, report.flops)
