@@ -1,7 +1,7 @@
 """Time, memory, operations and communication of the pixel contrastive loss and its gradient.
 
   python benchmarks/contrastive.py                       # on this machine, every cell in a process of its own
-  python benchmarks/contrastive.py --topology=v5e:2x4    # compiled for chips not at hand: pip install 'jax[tpu]'
+  python benchmarks/contrastive.py --topology=v5e:2x4    # compiled for chips not at hand: pip install libtpu==0.0.52
   python benchmarks/contrastive.py --share               # operations, as a part of the paper's whole training step
   python benchmarks/contrastive.py --noise               # how far loss and gradient differ from draw to draw
 

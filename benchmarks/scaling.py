@@ -3,7 +3,7 @@
   python benchmarks/scaling.py --config=configs/folder.py --topologies=v5e:2x4,v5e:4x4       # the same batch everywhere
   python benchmarks/scaling.py --config=configs/folder.py --topologies=v5e:8x8 --per_chip=4  # 4 + 4 images per chip
 
-Needs `pip install 'jax[tpu]'` and no TPU; a slice takes several minutes, and no data is read. The model, per step:
+Needs `pip install libtpu==0.0.52` and no TPU; a slice takes several minutes, and no data is read. The model, per step:
 
   compute     FLOPs per chip / (peak * utilisation), for --utilisation, which is an assumption, and for 1
   bytes       all-reduce: bytes * 2 (n - 1) / n; others: bytes; by the chip's ICI bandwidth, or half of it where an axis

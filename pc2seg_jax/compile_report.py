@@ -21,10 +21,7 @@ _COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatt
 _INSTRUCTION = re.compile(rf"= (?P<shape>\(.*?\)|\S+) (?P<kind>{_COLLECTIVES})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _BITS = re.compile(r"[0-9]+")
-UNREADABLE = (
-    "this jaxlib cannot read the program that this libtpu has compiled: `pip install 'jax[tpu]=="
-    f"{jax.__version__}'` brings the libtpu that belongs to it"
-)
+UNREADABLE = "this jaxlib cannot read the program that this libtpu has compiled; try another version of libtpu"
 
 
 class Collective(NamedTuple):
@@ -85,7 +82,7 @@ def topology_devices(topology: str) -> list:
     except Exception as error:  # the library raises several types, all for the same two reasons
         raise UserError(
             f"--topology={topology} cannot be described ({error}): expected a kind and a shape such as v5e:2x4, and "
-            f"the compiler of TPUs, which `pip install 'jax[tpu]=={jax.__version__}'` installs"
+            "the compiler of TPUs, which `pip install libtpu==0.0.52` installs"
         ) from error
 
 
@@ -191,6 +188,8 @@ def table(report: Report) -> str:
         lines.append(f"  at full speed  {report.flops / report.devices / chip.flops * 1e3:.1f} ms per step")
     lines.append(f"bytes per device {total / 1e9:.2f} GB{share}")
     lines += [f"  {name:<15}{size / 1e9:.3f} GB" for name, size in report.memory.items()]
+    if not report.memory["temporary"]:
+        lines.append("  no temporaries are told, though no step does without: the sum is too small; try another libtpu")
     if report.collectives is None:
         lines.append(f"collectives      unknown, as {UNREADABLE}")
     else:

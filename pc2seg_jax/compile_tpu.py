@@ -2,8 +2,8 @@
 
 python -m pc2seg_jax.compile_tpu --config=configs/folder.py --topology=v5e:4x4 [--config.key=value ...]
 
-With --topology, for the chips of a pod that is not at hand: needs the compiler, `pip install 'jax[tpu]'`, and no TPU.
-Without, for the devices of this machine. No data is read; the number of classes is a flag.
+With --topology, for the chips of a pod that is not at hand: needs their compiler, `pip install libtpu==0.0.52`, and no
+TPU. Without, for the devices of this machine. No data is read; the number of classes is a flag.
 """
 
 import jax

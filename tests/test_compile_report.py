@@ -135,6 +135,8 @@ def test_the_report_of_the_real_step(tiny_config):
     chip = next(iter(CHIPS))
     assert f"of its {CHIPS[chip].memory / 1e9:.0f} GB" in compile_report.table(report._replace(device_kind=chip))
     assert "collectives      unknown, as this jaxlib cannot" in compile_report.table(report._replace(collectives=None))
+    untold = report._replace(memory=report.memory | {"temporary": 0})
+    assert ["the sum is too small" in compile_report.table(x) for x in (report, untold)] == [False, True]
     parted = tiny_config(objective="supervised", batch_labeled=4, accumulate=2)
     again = compile_report.step_flops(parted, num_classes=7, shardings=parallel.make_shardings(1))
     np.testing.assert_allclose(again, report.flops)
