@@ -1,6 +1,7 @@
 """Window sampling draws what full sampling draws, or says that it did not."""
 
 import collections
+import functools
 import itertools
 
 import jax
@@ -10,11 +11,16 @@ import pytest
 from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run, run_eagerly
 
 from pc2seg_jax.ops.arrivals import CHUNK, NO_MARK, Arrivals, draw_arrivals, draw_from_arrivals
-from pc2seg_jax.ops.contrastive import _count_blocks, _cut, _golden_share, choose_window
+from pc2seg_jax.ops.blocks import count_blocks, cut_into_blocks, golden_share
+from pc2seg_jax.ops.contrastive import choose_window
 from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)
-arrive = jax.jit(draw_arrivals, static_argnums=2)  # eagerly, every one of hundreds of draws is traced
+
+
+@functools.partial(jax.jit, static_argnums=2)  # eagerly, every one of hundreds of draws is traced
+def arrive(key, first_marks, k):
+    return draw_arrivals(key, lambda number: first_marks[number], len(first_marks), k)
 
 
 def inclusion_probabilities(weights, n):
@@ -95,7 +101,9 @@ def test_a_draw_is_the_first_arrivals_that_count():
                     expected[row, t] = True
         assert expected.sum(1).max() == min(n, len(set(arrivals.order)))
         for f in (draw_from_arrivals, jax.jit(draw_from_arrivals, static_argnums=2)):
-            np.testing.assert_array_equal(f(arrivals, weights, n), expected)
+            found, possible = f(arrivals, weights, n)
+            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(possible, (weights > 0).sum(1))
 
 
 def test_a_longer_stream_draws_no_other_candidates_and_what_is_certified_stays():
@@ -103,8 +111,8 @@ def test_a_longer_stream_draws_no_other_candidates_and_what_is_certified_stays()
     arrivals = stream(KEY, 100, 100)
     weights = np.where(rng.random((400, 100)) < rng.random((400, 1)), rng.random((400, 100)), 0).astype(np.float32)
     weights = weights[:, arrivals.order]
-    whole = np.asarray(draw_from_arrivals(arrivals, weights, 8))
-    part = np.asarray(draw_from_arrivals(Arrivals(*(x[:30] for x in arrivals)), weights[:, :30], 8))
+    whole = np.asarray(draw_from_arrivals(arrivals, weights, 8)[0])
+    part = np.asarray(draw_from_arrivals(Arrivals(*(x[:30] for x in arrivals)), weights[:, :30], 8)[0])
     np.testing.assert_array_equal(part, whole[:, :30])
     certified = part.sum(1) == 8
     assert 0.1 < certified.mean() < 0.9
@@ -124,7 +132,7 @@ def test_inclusion_frequencies_of_the_window_are_those_of_draws_without_replacem
         arrivals = draw(key_arrivals, m, k)
         places = jax.random.permutation(key_circle, m)[arrivals.order]
         weights = jnp.asarray(WEIGHTS)[places][None]
-        drawn = [draw_from_arrivals(arrivals, weights, n)[0] for n in numbers]
+        drawn = [draw_from_arrivals(arrivals, weights, n)[0][0] for n in numbers]
         return [jnp.zeros(m, jnp.int32).at[places].add(x) for x in drawn]
 
     found = jax.device_get(jax.jit(jax.vmap(draw_of))(jax.random.split(KEY, trials)))
@@ -136,7 +144,7 @@ def test_inclusion_frequencies_of_the_window_are_those_of_draws_without_replacem
         assert (np.abs(drawn.mean(0) - expected) <= 5 * standard_error).all()
 
 
-def window_loops(x, num_negatives, window, block_anchors):
+def window_loops(x, strategy, num_negatives, window, block_anchors):
     """Eq. 4 anchor by anchor in float64 with the windows of its block; permutation and arrivals from the code."""
     groups, images, size, _, dim = x["weak"].shape
     pixels = images * size * size
@@ -150,19 +158,21 @@ def window_loops(x, num_negatives, window, block_anchors):
             probs=np.tile(x["probs"][g].reshape(pixels, -1), (2, 1)),
             valid=np.tile(x["valid"][g].ravel(), 2),
         )
-        weights = np.asarray(sampling_weights("pseudo_label", c, c))
+        weights = np.asarray(sampling_weights(strategy, c, c))
         key_circle, key_marks, key_arrivals = jax.random.split(jax.random.fold_in(KEY, g), 3)
         bits = np.asarray(jax.random.bits(key_marks, (2 * pixels,)))
         circle = np.asarray(jax.random.permutation(key_circle, 2 * pixels))
-        blocks = _count_blocks(-(-2 * size**2 // block_anchors), size)
+        blocks_of_image = count_blocks(-(-2 * size**2 // block_anchors), size)
+        blocks = images * blocks_of_image
         for a in range(2 * pixels):
-            view, cell = a // pixels, a % size**2
-            block = (2 * cell + view) % blocks
-            turn = np.uint32(block * (2**32 * _golden_share(blocks) // blocks) % 2**32)
-            start = block * 2 * pixels // blocks
-            key_block = jax.random.fold_in(key_arrivals, block)
-            arrivals = jax.device_get(arrive(key_block, np.roll(bits, -start) + turn, window))
-            places = np.roll(circle, -start)[arrivals.order]
+            view, image, cell = a // pixels, c.image[a], a % size**2
+            block = (2 * cell + view) % blocks_of_image * images + image
+            turn = np.uint32(block * (2**32 * golden_share(blocks) // blocks) % 2**32)
+            ahead = np.roll(np.arange(2 * pixels), -(block * 2 * pixels // blocks))
+            if strategy.startswith("different_image"):
+                ahead = ahead[c.image[circle[ahead]] != image]
+            arrivals = jax.device_get(arrive(jax.random.fold_in(key_arrivals, block), bits[ahead] + turn, window))
+            places = circle[ahead[arrivals.order]]
             came = [j for j, mark in zip(places, arrivals.mark, strict=True) if mark < weights[a, j]]
             negatives = list(dict.fromkeys(came))[:num_negatives]
             found[g, a] = len(negatives)
@@ -172,25 +182,35 @@ def window_loops(x, num_negatives, window, block_anchors):
     return [np.moveaxis(y.reshape(groups, 2, images, size, size), 1, 2) for y in (losses, found)]
 
 
-@pytest.mark.parametrize(("window", "block_anchors"), [(12, 18), (20, 6), (30, 4)])
-def test_window_loss_equals_the_loop(window, block_anchors):
+@pytest.mark.parametrize(
+    ("strategy", "window", "block_size"),
+    [
+        ("pseudo_label", 12, 18),
+        ("pseudo_label", 20, 6),
+        ("pseudo_label", 30, 4),
+        ("different_image_pseudo_label", 9, 18),
+        ("different_image_pseudo_label", 15, 6),
+        ("different_image", 12, 4),
+    ],
+)
+def test_window_loss_equals_the_loop(strategy, window, block_size):
     """Eighteen anchors of an image: one block, three, and four and a half, the last of which are filled up."""
     x = inputs(size=3)
-    loss, _, stats = run(x, method="window", window=window, block_size=2 * block_anchors)
-    expected, found = window_loops(x, 6, window, block_anchors)
+    loss, _, stats = run(x, strategy=strategy, method="window", window=window, block_size=block_size)
+    expected, found = window_loops(x, strategy, 6, window, block_size)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(stats.num_negatives, found)
     np.testing.assert_array_equal(stats.exact, found == 6)
-    if window == 12:  # a certificate that fails is reported
+    if window in (9, 12):  # a certificate that fails is reported
         assert 0 < np.asarray(stats.exact)[np.asarray(stats.valid)].mean() < 1
 
 
 def test_blocks_side_by_side_are_blocks_one_after_the_other():
-    """Nine cells in blocks of one: three blocks at once, all nine, and five, which does not divide them."""
-    settings = {"method": "window", "window": 20, "block_size": 4}
+    """Nine cells in blocks of one, in two images: three blocks at once, nine, and five, which does not divide 18."""
+    settings = {"method": "window", "window": 20, "block_size": 2}
     expected = loss_and_gradient(inputs(size=3), **settings)
     for blocks in (3, 5, 9):
-        found = loss_and_gradient(inputs(size=3), pairs_at_once=blocks * 2 * 4 * 20, **settings)
+        found = loss_and_gradient(inputs(size=3), pairs_at_once=blocks * 2 * 2 * 20, **settings)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), found, expected)
 
 
@@ -244,10 +264,10 @@ def test_the_gradient_of_the_window_is_the_slope_of_its_loss():
 def test_a_cell_and_its_neighbours_are_in_different_blocks(blocks, width):
     number = np.arange(2 * 30 * width).reshape(1, 30, width, 2)
     views = jnp.moveaxis(jnp.asarray(number), -1, 0).reshape(2, 1, -1)
-    found = _count_blocks(blocks, width)
+    found = count_blocks(blocks, width)
     assert blocks <= found <= blocks + 2
     block_of = np.zeros(number.size, int)
-    for block, members in enumerate(np.asarray(_cut(views, found))[::-1]):  # copies fill the last blocks
+    for block, members in enumerate(np.asarray(cut_into_blocks(views, found))[::-1]):  # copies fill the last blocks
         block_of[members] = found - 1 - block
     view, down, right = (np.moveaxis(block_of.reshape(30, width, 2), axis, 0) for axis in (2, 0, 1))
     for apart in (view, down, right) if blocks > 1 else ():
@@ -256,7 +276,7 @@ def test_a_cell_and_its_neighbours_are_in_different_blocks(blocks, width):
 
 @pytest.mark.parametrize("blocks", [2, 5, 14, 35, 69, 132])
 def test_marks_of_neighbouring_blocks_are_far_apart_all_around_the_circle(blocks):
-    turns = np.arange(blocks) * _golden_share(blocks) / blocks % 1
+    turns = np.arange(blocks) * golden_share(blocks) / blocks % 1
     apart = np.abs(turns - np.roll(turns, 1))
     assert (np.minimum(apart, 1 - apart) > 0.33).all()
     assert len(set(turns)) == blocks  # and no two the same
@@ -277,10 +297,20 @@ def test_blocks_draw_apart_from_one_another():
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "window"), [(200, 8712, 1024), (50, 8712, 1024), (1600, 8712, 8064), (1600, 2000, 2000), (20, 784, 784)]
+    ("n", "m", "eligible", "window"),
+    [
+        (200, 8712, 8712, 1024),
+        (50, 8712, 8712, 1024),
+        (1600, 8712, 8712, 8064),
+        (1600, 2000, 2000, 2000),
+        (20, 784, 784, 784),
+        (200, 8712, 6534, 768),
+        (1600, 8712, 6534, 6016),
+        (20, 1024, 768, 768),
+    ],
 )
-def test_the_default_window(n, m, window):
-    assert choose_window(n, m) == window
+def test_the_default_window(n, m, eligible, window):
+    assert choose_window(n, m, eligible) == window
 
 
 @pytest.mark.parametrize("method", ["window", "full"])

@@ -244,8 +244,31 @@ class ConvNorm(nnx.Module):
         return jax.nn.relu(x) if self.relu else x
 
 
+@jax.custom_vjp
+def multiply_in_type_of(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel, [..., C] by [C, D] float32 -> [..., D] float32, multiplied in x's type and summed in float32.
+
+    The gradient multiplies in x's type, too. Left to itself, it would widen x, the largest array here, in memory.
+    """
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _multiply_forward(x, kernel):
+    return multiply_in_type_of(x, kernel), (x, kernel)
+
+
+def _multiply_backward(kept, gradient):
+    x, kernel = kept
+    gradient = gradient.astype(x.dtype)
+    of_x = jnp.matmul(gradient, kernel.astype(x.dtype).T)
+    return of_x, jnp.einsum("...c,...d->cd", x, gradient, preferred_element_type=jnp.float32)
+
+
+multiply_in_type_of.defvjp(_multiply_forward, _multiply_backward)
+
+
 class Pointwise(nnx.Module):
-    """1x1 convolution with bias and without normalisation, float32 in and out: logits and projections.
+    """1x1 convolution with bias and without normalisation, float32 out: logits and projections.
 
     Args:
       channels_in, channels: sizes of the last axis before and after.
@@ -272,4 +295,6 @@ class Pointwise(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.conv(x)
+        if x.dtype == jnp.float32:
+            return self.conv(x)
+        return multiply_in_type_of(x, self.conv.kernel[...][0, 0]) + self.conv.bias[...]

@@ -9,6 +9,7 @@ stream, found by counting.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Arrivals(NamedTuple):
     earlier: jax.Array
 
 
-def draw_arrivals(key: jax.Array, first_marks: jax.Array, k: int) -> Arrivals:
+def draw_arrivals(key: jax.Array, first_mark: Callable[[jax.Array], jax.Array], m: int, k: int) -> Arrivals:
     """The stream of m candidates, as far as its first k arrivals of use.
 
     While d candidates have been seen, an arrival is one of these with probability d / m, each alike: the numbers of
@@ -43,14 +44,14 @@ def draw_arrivals(key: jax.Array, first_marks: jax.Array, k: int) -> Arrivals:
 
     Args:
       key: a random key.
-      first_marks: [m] uint32, all values alike and independent of one another and of the key: bits of the marks of the
-        first arrivals of the m candidates, in this order.
-      k: 1..m, arrivals wanted.
+      first_mark: uint32 bits of the marks of the candidates' first arrivals, from their int32 numbers 0..m-1, which
+        are any shape. All values are alike, and independent of one another and of the key.
+      m, k: candidates, and arrivals wanted, 1..m.
 
     Returns:
       `Arrivals`; in the unlikely case that too few are of use, the last ones have mark > earlier and never count.
     """
-    m, share = len(first_marks), k / len(first_marks)
+    share = k / m
     # After length = h m arrivals, h - h^2/4 + h^3/18 - ... of m of use are expected; and six standard deviations more.
     length = math.ceil(k * (1 + share / 4 + share**2 / 14 + share**3 / 40) + 6 * math.sqrt(k * share))
     key_gap, key_again, key_mark = jax.random.split(key, 3)
@@ -60,7 +61,7 @@ def draw_arrivals(key: jax.Array, first_marks: jax.Array, k: int) -> Arrivals:
     is_new = jnp.zeros(length, bool).at[time].set(True, mode="drop")
     number = jnp.cumsum(is_new)
     order = jnp.where(is_new, number - 1, jax.random.randint(key_again, (length,), 0, number))
-    mark = to_uniform(jnp.where(is_new, first_marks[order], jax.random.bits(key_mark, (length,))))
+    mark = to_uniform(jnp.where(is_new, first_mark(order), jax.random.bits(key_mark, (length,))))
 
     # Side by side, the arrivals of a candidate are few: the smallest of the 32 before each is that of all of them.
     order, time, mark = jax.lax.sort((order, jnp.arange(length), mark), num_keys=1, is_stable=True)
@@ -78,24 +79,31 @@ def _from_before(x: jax.Array, order: jax.Array, distance: int) -> jax.Array:
     return jnp.where(same, jnp.pad(x, (distance, 0))[: len(x)], NO_MARK)
 
 
-def draw_from_arrivals(arrivals: Arrivals, weights: jax.Array, n: int) -> jax.Array:
+def draw_from_arrivals(arrivals: Arrivals, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """Draws without replacement as a mask: the first n arrivals of every row that count, fewer where fewer came.
 
     Args:
       arrivals: k of them. weights: [A, k] float32 in 0..1, of the candidates that arrive. n: negatives per anchor, 1...
 
     Returns:
-      [A, k] bool; no candidate twice. A row with n of them has its exact draw; one with fewer has the first of it.
+      drawn: [A, k] bool; no candidate twice. A row with n of them has its exact draw; one with fewer has the first of
+        it. possible: [A] int32, arrivals of a weight above 0.
     """
     counts = (arrivals.mark < weights) & (weights <= arrivals.earlier)
     rows, k = counts.shape
-    chunks = jnp.pad(counts, ((0, 0), (0, -k % CHUNK))).reshape(rows, -1, CHUNK)
-    in_chunk = jnp.sum(chunks, axis=-1, dtype=jnp.int32)
+
+    def in_chunks(x):
+        return jnp.pad(x, ((0, 0), (0, -k % CHUNK))).reshape(rows, -1, CHUNK)
+
+    # Both numbers in one sum: the weights, which take more memory than all else here, are read once and not written.
+    sums = jnp.sum(in_chunks(counts + 2 * CHUNK * (weights > 0)), axis=-1)
+    in_chunk, possible = sums % (2 * CHUNK), jnp.sum(sums // (2 * CHUNK), axis=-1)
     until = jnp.cumsum(in_chunk, axis=-1)
     # Of the chunk that holds the n-th: its arrivals, and how many of those belong to the draw.
     crossed = (until >= n) & (until - in_chunk < n)
-    within = jnp.cumsum(jnp.any(chunks & crossed[..., None], axis=1), axis=-1, dtype=jnp.int32)
+    within = jnp.any(in_chunks(counts) & crossed[..., None], axis=1)
+    within = jnp.cumsum(within, axis=-1, dtype=jnp.int32)
     wanted = n - jnp.sum(jnp.where(crossed, until - in_chunk, 0), axis=-1)
     full_chunks = jnp.sum(until < n, axis=-1)
     last = full_chunks * CHUNK + jnp.sum(within < wanted[:, None], axis=-1)
-    return counts & (jnp.arange(k) <= last[:, None])
+    return counts & (jnp.arange(k) <= last[:, None]), possible

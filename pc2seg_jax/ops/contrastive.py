@@ -14,10 +14,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pc2seg_jax.ops.arrivals import Arrivals, draw_arrivals, draw_from_arrivals
+from pc2seg_jax.ops.arrivals import draw_from_arrivals
+from pc2seg_jax.ops.blocks import count_blocks, cut_into_blocks, draw_windows, join_blocks, largest_divisor
 from pc2seg_jax.ops.info_nce import compare_with_negatives
 from pc2seg_jax.ops.losses import NOT_DRAWN, unit_vectors
 from pc2seg_jax.ops.sampling import (
+    OF_OTHER_IMAGES,
     Candidates,
     draw_mask,
     exponential_clocks,
@@ -65,14 +67,18 @@ class _Pixels(NamedTuple):
     label: jax.Array | None
 
 
-def choose_window(num_negatives: int, num_candidates: int) -> int:
-    """How many candidates a block of anchors looks at by default: max(1024, 5 N rounded up to 128), at most all.
+def choose_window(num_negatives: int, num_candidates: int, num_eligible: int) -> int:
+    """How many candidates a block of anchors looks at by default: of every group's max(1024, 5 N), those eligible.
 
     The draw is exact for an anchor whose mean weight is above about N / window, so that with 5 N an anchor may have
     three quarters of the candidates in its own class; two thirds where the window is more than half of them, as more
-    arrive again. 1024 cost next to nothing.
+    arrive again. 1024 cost next to nothing. Rounded up to 128, at most all that are eligible.
+
+    Args:
+      num_candidates, num_eligible: all of a group, and those that the strategy may draw for an anchor.
     """
-    return min(num_candidates, max(1024, 128 * math.ceil(5 * num_negatives / 128)))
+    looked_at = max(1024, 5 * num_negatives) * num_eligible / num_candidates
+    return min(num_eligible, 128 * math.ceil(looked_at / 128))
 
 
 def pixel_contrast(
@@ -109,7 +115,7 @@ def pixel_contrast(
       window: candidates per block of anchors; 0: `choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
-      block_size: anchors per block, about; 0: 256, or 32 of every image. The variance of "window" grows with it.
+      block_size: anchors per block, about, all of one image; 0: 256. The variance of "window" grows with it.
       pairs_at_once: "window" takes so many blocks side by side as have this many pairs of anchor and candidate, or one:
         for devices that one block does not keep busy. The result does not depend on it.
       dtype: float type of the features in the products with negatives, in JAX's default precision, summed in float32.
@@ -127,38 +133,49 @@ def pixel_contrast(
     span = span or GroupSpan()
     anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, span)
     num_candidates, cells = candidates.number.shape[1], math.prod(weak.shape[2:4])
-    width = (window or choose_window(num_negatives, num_candidates)) if method == "window" else num_candidates
-    whole = width >= num_candidates
     images = num_candidates // (2 * cells)
-    in_block = max(1, (block_size or max(256, 32 * images)) // images)  # anchors of one image
-    num_blocks = _count_blocks(math.ceil(2 * cells / in_block), weak.shape[3])
-    at_once = pairs_at_once // (math.prod(weak.shape[:2]) * in_block * width)
+    # A window has none of what the strategy never draws for its anchors.
+    without_own = strategy in OF_OTHER_IMAGES and images > 1
+    num_eligible = num_candidates - 2 * cells * without_own
+    width = window or choose_window(num_negatives, num_candidates, num_eligible)
+    whole = method == "full" or width >= num_eligible
+    in_block = min(block_size or 256, 2 * cells)
+    blocks_of_image = count_blocks(math.ceil(2 * cells / in_block), weak.shape[3])
+    num_blocks = weak.shape[1] * blocks_of_image
+    at_once = pairs_at_once // (len(weak) * in_block * width)
+    at_hand = span.first + jnp.arange(weak.shape[1])
 
     def of_block(anchors: _Pixels, positive, candidates: _Pixels, draw):
         weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
-        positive, drawn = jnp.sum(anchors.z * positive, axis=-1), draw(weights)
+        positive, (drawn, possible) = jnp.sum(anchors.z * positive, axis=-1), draw(weights)
         a, b = anchors.z.astype(dtype), candidates.z.astype(dtype)
         compared = compare_with_negatives(a, positive, b, drawn, temperature)
-        return _info_nce(anchors, positive, *compared, weights, drawn, candidates.label)
+        return _info_nce(anchors, positive, *compared, drawn, possible, candidates.label)
 
     def of_group(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, key: jax.Array):
         def look_at_all(block):
             clocks = exponential_clocks(jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number), num_candidates)
-            return of_block(*block, candidates, lambda weights: draw_mask(clocks, weights, num_negatives))
+
+            def draw(weights):
+                return draw_mask(clocks, weights, num_negatives), jnp.sum(weights > 0, axis=-1)
+
+            return of_block(*block, candidates, draw)
 
         def look_at_a_window(block):
             *pixels, arrivals = block
             return of_block(*pixels, lambda weights: draw_from_arrivals(arrivals, weights, num_negatives))
 
-        blocks = jax.tree.map(lambda x: _cut(x, num_blocks), (anchors, positive))
+        blocks = jax.tree.map(lambda x: cut_into_blocks(x, blocks_of_image), (anchors, positive))
         if whole:
             return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
-        windows = _windows(candidates, key, num_blocks, width, dtype)
-        return jax.lax.map(look_at_a_window, (*blocks, *windows), batch_size=_divisor(num_blocks, at_once))
+        places, arrivals = draw_windows(key, at_hand, images, cells, blocks_of_image, width, without_own)
+        seen = jax.tree.map(lambda x: x[places], candidates)
+        seen = seen._replace(z=seen.z.astype(dtype))  # cast here, the gradients of a candidate add up in float32
+        return jax.lax.map(look_at_a_window, (*blocks, seen, arrivals), batch_size=largest_divisor(num_blocks, at_once))
 
     results = jax.vmap(of_group)(anchors, anchors.z[:, ::-1], candidates, keys)
-    loss, mask, stats = jax.tree.map(lambda x: _join(x, weak.shape[:4]), results)
-    possible = stats.num_candidates * max(1.0, num_candidates / width)
+    loss, mask, stats = jax.tree.map(lambda x: join_blocks(x, weak.shape[:4]), results)
+    possible = stats.num_candidates * (1.0 if whole else num_eligible / width)
     return loss, mask, stats._replace(num_candidates=possible, exact=whole | (stats.num_negatives >= num_negatives))
 
 
@@ -194,7 +211,7 @@ def pixel_contrast_literal(
         logits = jnp.where(drawn, cosine / temperature, NOT_DRAWN)
         compared = jax.nn.logsumexp(logits, axis=-1) - positive / temperature, jnp.sum(cosine * drawn, axis=-1)
         label = None if pixels.label is None else pixels.label[index]
-        return _info_nce(pixels, positive, *compared, weights, drawn, label)
+        return _info_nce(pixels, positive, *compared, drawn, jnp.sum(weights > 0, axis=-1), label)
 
     positive = anchors.z[:, ::-1].reshape(candidates.z.shape)
     results = jax.lax.map(of_group, (candidates, positive, keys))
@@ -224,76 +241,12 @@ def _pixels(weak, strong, probs, valid, label, ignore_id, span: GroupSpan) -> tu
     return _Pixels(z, at_hand, *shown), together
 
 
-def _windows(candidates: _Pixels, key, blocks: int, width: int, dtype: jnp.dtype) -> tuple[_Pixels, Arrivals]:
-    """What every block looks at: the candidates that arrive first, from a permuted circle of all, and their marks.
-
-    Blocks shall draw as differently as they can; each for itself has uniformly drawn candidates in a uniformly drawn
-    order with uniform marks. So their windows start at equal distances in the circle, not at random places, and where
-    neighbouring windows overlap, a candidate has distant marks, so that one of small weight is not drawn in both: marks
-    turn from block to block by nearly the golden section, and once around the circle by whole turns.
-    """
-    count = len(candidates.number)
-    key_circle, key_marks, key_arrivals = jax.random.split(key, 3)
-    circle = jax.random.permutation(key_circle, count)
-    marks = jax.random.bits(key_marks, (count,))
-    starts = jnp.arange(blocks) * count // blocks
-    turn = jnp.uint32(2**32 * _golden_share(blocks) // blocks % 2**32)
-
-    def arrivals_of(block, start):
-        turned = jnp.roll(marks, -start) + block.astype(jnp.uint32) * turn
-        return draw_arrivals(jax.random.fold_in(key_arrivals, block), turned, width)
-
-    arrivals = jax.vmap(arrivals_of)(jnp.arange(blocks), starts)
-    places = circle[(starts[:, None] + arrivals.order) % count]
-    seen = jax.tree.map(lambda x: x[places], candidates)
-    return seen._replace(z=seen.z.astype(dtype)), arrivals  # cast here, the gradients of a candidate add up in float32
-
-
-def _golden_share(n: int) -> int:
-    """The number from 1 to n, without a common divisor with n, that is nearest to the golden section of n."""
-    return min((r for r in range(1, n + 1) if math.gcd(r, n) == 1), key=lambda r: abs(r - 0.618034 * n))
-
-
 def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
     pixel = pixels.number % (images * cells)
     return Candidates(pixel // cells, pixel, pixels.probs, pixels.valid, pixels.label)
 
 
-def _count_blocks(blocks: int, width: int) -> int:
-    """At least so many that, as `_cut` goes through them, a cell and the one below it are in different blocks."""
-    while blocks > 1 and 2 * width % blocks == 0:
-        blocks += 1
-    return blocks
-
-
-def _divisor(num_blocks: int, limit: int) -> int | None:
-    """The largest divisor up to the limit, so that no block is left over; None, for `lax.map`: one after the other."""
-    largest = max(d for d in range(1, max(1, limit) + 1) if num_blocks % d == 0)
-    return largest if largest > 1 else None
-
-
-def _cut(x: jax.Array, blocks: int) -> jax.Array:
-    """[K, g', cells, ...] -> [blocks, A, ...]; the last blocks are filled with copies of the first anchors.
-
-    Of every image the same anchors make a block, so that the loop over blocks is not over an axis that devices share.
-    Both views of a cell, and cells side by side, are in different blocks: they are alike, and would draw alike.
-    """
-    x = jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
-    size = math.ceil(x.shape[1] / blocks)
-    x = jnp.concatenate([x, x[:, : blocks * size - x.shape[1]]], axis=1)
-    x = jnp.moveaxis(x.reshape(len(x), size, blocks, *x.shape[2:]), 2, 0)
-    return x.reshape(blocks, -1, *x.shape[3:])
-
-
-def _join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Undoes `_cut`: [G, blocks, A] -> [G, g', K, h, w]."""
-    groups, images, height, width = shape
-    x = jnp.moveaxis(x.reshape(groups, x.shape[1], images, -1), 1, 3)
-    x = x.reshape(groups, images, -1)[..., : height * width * 2].reshape(groups, images, height, width, 2)
-    return jnp.moveaxis(x, -1, 2)
-
-
-def _info_nce(anchors: _Pixels, positive, ratio, cosines, weights, drawn, label):
+def _info_nce(anchors: _Pixels, positive, ratio, cosines, drawn, possible, label):
     """Loss, mask and statistics of A anchors: `compare_with_negatives`, and [J] or [A, J] labels of J candidates."""
     num_drawn = jnp.sum(drawn, axis=-1, dtype=jnp.float32)
     mask = anchors.valid & (num_drawn > 0)
@@ -311,7 +264,7 @@ def _info_nce(anchors: _Pixels, positive, ratio, cosines, weights, drawn, label)
         false_negative_rate=false / jnp.maximum(known, 1.0),
         measured=known > 0,
         num_negatives=num_drawn,
-        num_candidates=jnp.sum(weights > 0, axis=-1, dtype=jnp.float32),
+        num_candidates=possible.astype(jnp.float32),
         exact=jnp.ones_like(mask),
         valid=anchors.valid,
     )

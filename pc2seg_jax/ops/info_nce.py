@@ -52,8 +52,8 @@ def _backward(temperature, kept, gradients):
     share = (slope / jnp.where(total == 0, 1.0, total))[:, None]
     of_anchors = share * jnp.matmul(terms, candidates, preferred_element_type=jnp.float32)
     scaled = (share * anchors.astype(jnp.float32)).astype(anchors.dtype)
-    of_candidates = jnp.matmul(terms.T, scaled, preferred_element_type=jnp.float32)
-    return of_anchors.astype(anchors.dtype), -slope, of_candidates.astype(candidates.dtype), None
+    of_candidates = jnp.matmul(terms.T, scaled, preferred_element_type=candidates.dtype)
+    return of_anchors.astype(anchors.dtype), -slope, of_candidates, None
 
 
 compare_with_negatives.defvjp(_forward, _backward)

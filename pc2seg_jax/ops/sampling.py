@@ -79,6 +79,7 @@ STRATEGIES = {
     "different_image_pseudo_label": different_image_pseudo_label,
     "oracle": oracle,
 }
+OF_OTHER_IMAGES = ("different_image", "different_image_pseudo_label")  # strategies without negatives of the own image
 
 
 def sampling_weights(strategy: str, anchors: Candidates, candidates: Candidates) -> jax.Array:
