@@ -75,7 +75,7 @@ def draw_windows(
             (eligible,) = jnp.nonzero(circle // cells % images != image, size=count - 2 * cells)
 
         def of_block(block):
-            first = jnp.searchsorted(eligible, starts[block])
+            first = jnp.sum(eligible < starts[block])
 
             def place(number):
                 return eligible[(first + number) % len(eligible)]
