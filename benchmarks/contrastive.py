@@ -3,6 +3,7 @@
   python benchmarks/contrastive.py                       # on this machine, every cell in a process of its own
   python benchmarks/contrastive.py --topology=v5e:2x4    # compiled for chips not at hand: pip install libtpu==0.0.52
   python benchmarks/contrastive.py --share               # operations, as a part of the paper's whole training step
+  python benchmarks/contrastive.py --share --topology=h200   # kernels and memory traffic: pip install jax-cuda12-plugin
   python benchmarks/contrastive.py --noise               # how far loss and gradient differ from draw to draw
 
 Forms: `literal` draws and gathers as the paper writes it, `full` lets every anchor look at all candidates without
@@ -25,11 +26,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding
 
 from pc2seg_jax import compile_report, config, recipes
+from pc2seg_jax.chips import CHIPS
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.objective import PAIRS_ON_GPU
 from pc2seg_jax.ops.contrastive import pixel_contrast, pixel_contrast_literal
@@ -39,7 +42,7 @@ from pc2seg_jax.parallel import Shardings, make_shardings, map_groups
 _FORMS = flags.DEFINE_list("forms", ["literal", "full", "window"], "Which forms.")
 _NEGATIVES = flags.DEFINE_list("negatives", ["50", "100", "200", "400", "800", "1600"], "N, negatives per anchor.")
 _GROUPS = flags.DEFINE_list("groups", ["4", "8", "16"], "Images per group.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Compile for a TPU slice instead, e.g. v5e:2x4: one chip, and all.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Compile for others instead, e.g. v5e:2x4 or h200:4: for one, and all.")
 _SHARE = flags.DEFINE_bool("share", False, "Count operations of the paper's training step with and without contrast.")
 _NOISE = flags.DEFINE_bool("noise", False, "Repeat draws with the same features, N = 200, groups of 4.")
 _LIMIT = flags.DEFINE_float("limit_gb", 14.0, "Cells that need more memory are not run.", lower_bound=0)
@@ -170,7 +173,7 @@ def compile_for(topology: str) -> None:
             }
             traced = function.trace(*arguments(structs))
             try:
-                compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+                compiled = compile_report.compile_for(traced.lower(), devices[0])
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -185,11 +188,32 @@ def compile_for(topology: str) -> None:
             )
 
 
-def share_of_the_step() -> None:
-    """Products and convolutions of the step of ResNet-50 at 513 x 513, groups of 4, of 64 labelled and 64 others."""
+def paper_step() -> ml_collections.ConfigDict:
     c = config.default_config()
     recipes.paper_network(c, "r50")
-    shardings = make_shardings(1)
+    return c
+
+
+def traffic_of_the_step(topology: str) -> None:
+    """What the compiled step of 16 labelled and 16 other images launches and moves on one GPU, at 513 x 513."""
+    c, shardings = paper_step(), make_shardings(devices=compile_report.topology_devices(topology)[:1])
+    c.batch_labeled = c.batch_unlabeled = 16
+    bandwidth = CHIPS[shardings.mesh.devices.flat[0].device_kind].hbm
+    print("form         N  kernels       GB  share  ms at full bandwidth", flush=True)
+    without = None
+    for form, n in (("none", 0), *itertools.product([f for f in _FORMS.value if f != "literal"], _NEGATIVES.value)):
+        if form != "none":
+            c.update_from_flattened_dict({"loss.sampling": form, "loss.num_negatives": int(n)})
+        c.loss.contrast_weight = 0.0 if form == "none" else 0.3
+        kernels, size = compile_report.compile_step(c, num_classes=CLASSES, shardings=shardings)[1].traffic
+        without = without or size
+        share = (size - without) / size
+        print(f"{form:<8} {n:>5} {kernels:8} {size / 1e9:8.1f} {share:6.2%} {1e3 * size / bandwidth:12.1f}", flush=True)
+
+
+def share_of_the_step() -> None:
+    """Products and convolutions of the step of ResNet-50 at 513 x 513, groups of 4, of 64 labelled and 64 others."""
+    c, shardings = paper_step(), make_shardings(1)
 
     def flops(weight: float, form: str, negatives: int) -> float:
         c.update_from_flattened_dict(
@@ -231,6 +255,8 @@ def main(argv: list[str]) -> None:
     if _CELL.value:
         form, n, g = _CELL.value.split(",")
         print(json.dumps(measure(form, int(n), int(g))))
+    elif _SHARE.value and _TOPOLOGY.value:
+        traffic_of_the_step(_TOPOLOGY.value)
     elif _SHARE.value:
         share_of_the_step()
     elif _NOISE.value:

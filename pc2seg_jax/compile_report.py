@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from pc2seg_jax import build
+from pc2seg_jax import build, gpus
 from pc2seg_jax.chips import CHIPS
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.flops import count_flops
@@ -41,7 +41,7 @@ class Report(NamedTuple):
       not count. compile_seconds: of the compiler alone.
     memory: bytes per device, {"arguments", "temporary", "outputs", "code"}; outputs without those that take the place
       of arguments.
-    collectives: None where the program cannot be read, see `UNREADABLE`.
+    collectives: None where the program cannot be read, see `UNREADABLE`. traffic: per device; None but on a GPU.
     """
 
     devices: int
@@ -52,14 +52,15 @@ class Report(NamedTuple):
     compiled_flops: float | None
     memory: dict[str, int]
     collectives: list[Collective] | None
+    traffic: gpus.Traffic | None
     compile_seconds: float
 
 
 def topology_devices(topology: str) -> list:
-    """The devices of a slice such as "v5e:2x4", to compile for, or, for "", those at hand.
+    """The devices of a TPU slice such as "v5e:2x4" or of GPUs such as "h200:8", to compile for; for "", those at hand.
 
     Raises:
-      UserError: when the topology is unknown, or the compiler of TPUs is not installed.
+      UserError: when the topology is unknown, or the compiler of its devices is not installed.
     """
     if not topology:
         return jax.devices()
@@ -74,16 +75,29 @@ def topology_devices(topology: str) -> list:
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
     ):
         os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # never start the TPU runtime of the library
+    jax.config.update("jax_platforms", "cpu")  # never start the runtime of TPUs or GPUs
     from jax.experimental import topologies
 
+    kind, _, count = topology.partition(":")
+    expected = "a TPU slice such as v5e:2x4, and its compiler, which `pip install libtpu==0.0.52` installs"
     try:
+        if kind in gpus.TARGETS:
+            expected = (
+                "a number of GPUs of one machine, and the compiler of GPUs, which "
+                f"`pip install jax-cuda12-plugin=={jax.__version__}` installs"
+            )
+            shape = {"topology": f"1x1x{count or 1}", "target_config": gpus.describe(kind)}
+            return topologies.get_topology_desc(kind, "cuda", **shape).devices
         return topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # the library raises several types, all for the same two reasons
-        raise UserError(
-            f"--topology={topology} cannot be described ({error}): expected a kind and a shape such as v5e:2x4, and "
-            "the compiler of TPUs, which `pip install libtpu==0.0.52` installs"
-        ) from error
+    except Exception as error:  # the libraries raise several types, all for the same two reasons
+        others = "" if kind in gpus.TARGETS else f"; or one of {', '.join(gpus.TARGETS)}, with a number such as h200:8"
+        raise UserError(f"--topology={topology} cannot be described ({error}): expected {expected}{others}") from error
+
+
+def compile_for(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:
+    """Compiles for devices like this one, at hand or not."""
+    untried = device.platform == "gpu" and device not in jax.devices()
+    return lowered.compile(compiler_options=gpus.COMPILER_OPTIONS if untried else None)
 
 
 def abstract_inputs(
@@ -116,9 +130,9 @@ def compile_step(
     functions = build.build_functions(config, num_classes=num_classes, ignore_id=255, shardings=shardings)
     state, batch = abstract_inputs(config, functions, shardings)
     device = shardings.mesh.devices.flat[0]
-    lowered = functions.train_step.trace(state, batch).lower(lowering_platforms=(device.platform,))
+    lowered = functions.train_step.trace(state, batch).lower()
     start = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = compile_for(lowered, device)
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     flops = (compiled.cost_analysis() or {}).get("flops")
@@ -137,6 +151,7 @@ def compile_step(
             "code": memory.generated_code_size_in_bytes,
         },
         collectives=_read_collectives(compiled),
+        traffic=gpus.find_traffic(compiled.as_text()) if device.platform == "gpu" else None,
         compile_seconds=seconds,
     )
 
@@ -186,6 +201,10 @@ def table(report: Report) -> str:
         lines.append(f"  compiler       {report.compiled_flops:.4g}, {ratio:.2f} times that; a loop's body counts once")
     if chip:
         lines.append(f"  at full speed  {report.flops / report.devices / chip.flops * 1e3:.1f} ms per step")
+    if report.traffic:
+        lines.append(f"memory traffic   {report.traffic.bytes / 1e9:.1f} GB in {report.traffic.kernels:,} kernels")
+        if chip:
+            lines.append(f"  at full speed  {report.traffic.bytes / chip.hbm * 1e3:.1f} ms per step")
     lines.append(f"bytes per device {total / 1e9:.2f} GB{share}")
     lines += [f"  {name:<15}{size / 1e9:.3f} GB" for name, size in report.memory.items()]
     if not report.memory["temporary"]:

@@ -3,7 +3,9 @@
 python -m pc2seg_jax.compile_tpu --config=configs/folder.py --topology=v5e:4x4 [--config.key=value ...]
 
 With --topology, for the chips of a pod that is not at hand: needs their compiler, `pip install libtpu==0.0.52`, and no
-TPU. Without, for the devices of this machine. No data is read; the number of classes is a flag.
+TPU. For GPUs that are not at hand, --topology=h200 (or h100, a100; h200:8 for eight): the compiler is in the package
+jax-cuda12-plugin, of jax's version. Without, for the devices of this machine. No data is read; the number of classes is
+a flag.
 """
 
 import jax
@@ -19,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, e.g. configs/folder.py; keys are set with --config.key=value."
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "Kind and shape of a TPU slice, e.g. v5e:2x4, v5e:16x16, v6e:4x4; empty: this machine."
+    "topology", "", "Kind and shape of a TPU slice, e.g. v5e:2x4, v5e:16x16, v6e:4x4, or h200:8; empty: this machine."
 )
 _CLASSES = flags.DEFINE_integer("num_classes", 21, "Classes, which the dataset would tell.", lower_bound=2)
 flags.mark_flag_as_required("config")

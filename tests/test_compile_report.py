@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pc2seg_jax import compile_report, parallel
+from pc2seg_jax import compile_report, gpus, parallel
 from pc2seg_jax.chips import CHIPS
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.models import create_model
 
@@ -119,6 +120,65 @@ def test_a_program_that_jaxlib_cannot_read_has_no_list_of_collectives():
     assert compile_report._read_collectives(OfNewerCompiler()) is None
 
 
+PROGRAM = """
+%inner (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %never_counted = f32[4]{0} negate(%p)
+}
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  %fusion.1 = f32[4]{0} fusion(%x), kind=kLoop, calls=%inner
+  ROOT %t = (s32[], f32[4]{0}) tuple(%i, %fusion.1)
+}
+
+%small (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  ROOT %copy.1 = f32[4]{0} copy(%a)
+}
+
+%large (b: f32[4]) -> f32[4] {
+  %b = f32[4]{0} parameter(0)
+  %copy.2 = f32[4]{0} copy(%b)
+  ROOT %copy.3 = f32[4]{0} copy(%copy.2), metadata={op_name="f(%b), g"}
+}
+
+ENTRY %main (y: bf16[2,8], start: (s32[], f32[4])) -> f32[4] {
+  %y = bf16[2,8]{1,0} parameter(0)
+  %start = (s32[], f32[4]{0}) parameter(1)
+  %gemm = (bf16[2,2]{1,0}, s8[16]{0}) custom-call(%y, %y), custom_call_target="__cublas$gemm"
+  %loop = (s32[], f32[4]{0}) while(%start), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %z = f32[4]{0} get-tuple-element(%loop), index=1
+  ROOT %either = f32[4]{0} conditional(%i, %z, %z), branch_computations={%small, %large}
+}
+"""
+
+
+def test_traffic_is_read_from_a_program():
+    """A product of 64 bytes by itself to 8 + 16, five times 16 to 16, and the costlier branch, twice 16 to 16."""
+    found = gpus.find_traffic(PROGRAM)
+    assert found == (1 + 5 + 2, (2 * 32 + 8 + 16) + 5 * 32 + 2 * 32)
+
+
+@pytest.mark.parametrize("name", gpus.TARGETS)
+def test_a_gpu_that_is_not_at_hand_is_described_as_published(name):
+    text, chip = gpus.describe(name), CHIPS[gpus.TARGETS[name].device_kind]
+    assert f"device_memory_size: {chip.memory}" in text
+    assert f"memory_bandwidth: {chip.hbm:.0f}" in text
+    assert text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [("h200:many", "a number of GPUs of one machine, and the compiler"), ("x9", "or one of a100, h100, h200")],
+)
+def test_an_unknown_topology_is_refused(topology, expected):
+    with pytest.raises(UserError, match=f"--topology={topology} cannot be described .*{expected}"):
+        compile_report.topology_devices(topology)
+
+
 def test_the_report_of_the_real_step(tiny_config):
     """Two devices only sum: gradients, losses and batch moments, a few numbers per parameter in all."""
     config = tiny_config(objective="supervised", batch_labeled=4)
@@ -137,21 +197,35 @@ def test_the_report_of_the_real_step(tiny_config):
     assert "collectives      unknown, as this jaxlib cannot" in compile_report.table(report._replace(collectives=None))
     untold = report._replace(memory=report.memory | {"temporary": 0})
     assert ["the sum is too small" in compile_report.table(x) for x in (report, untold)] == [False, True]
+    moved = report._replace(traffic=gpus.Traffic(12, 4.8e12), device_kind="NVIDIA H200")
+    assert "memory traffic   4800.0 GB in 12 kernels\n  at full speed  1000.0 ms" in compile_report.table(moved)
     parted = tiny_config(objective="supervised", batch_labeled=4, accumulate=2)
     again = compile_report.step_flops(parted, num_classes=7, shardings=parallel.make_shardings(1))
     np.testing.assert_allclose(again, report.flops)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_pod_that_is_not_at_hand():
-    """The real compiler of TPUs, in a process of its own: it does not know the XLA flags of these tests."""
+def compile_elsewhere(*arguments):
+    """The report of another compiler, in a process of its own: it does not know the XLA flags of these tests."""
     root = pathlib.Path(__file__).parent.parent
     command = [sys.executable, "-m", "pc2seg_jax.compile_tpu", f"--config={root / 'configs' / 'shapes.py'}:study"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    arguments = ["--topology=v5e:2x2", "--config.objective=supervised", "--config.group_size=2"]
     done = subprocess.run([*command, *arguments], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "4 x TPU v5 lite" in done.stdout
-    assert "of its 16 GB" in done.stdout
     assert "all-reduce" in done.stdout
     assert not re.search("all-gather|all-to-all|collective-permute|reduce-scatter", done.stdout)
+    return done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_pod_that_is_not_at_hand():
+    text = compile_elsewhere("--topology=v5e:2x2", "--config.objective=supervised", "--config.group_size=2")
+    assert "4 x TPU v5 lite" in text
+    assert "of its 16 GB" in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="jax-cuda12-plugin is not installed")
+def test_gpus_that_are_not_at_hand():
+    text = compile_elsewhere("--topology=h200:2", "--config.objective=supervised")
+    assert "2 x NVIDIA H200" in text
+    assert "of its 141 GB" in text
+    assert re.search("memory traffic .* GB in [0-9,]+ kernels", text)

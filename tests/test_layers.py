@@ -8,7 +8,14 @@ from flax import nnx
 
 from pc2seg_jax.models import create_model
 from pc2seg_jax.models.deeplab_v3plus import Head
-from pc2seg_jax.models.layers import GroupedBatchNorm, depthwise_convolution, shifted_depthwise
+from pc2seg_jax.models.layers import (
+    GroupedBatchNorm,
+    Pointwise,
+    depthwise_convolution,
+    glorot_uniform,
+    initial_state,
+    shifted_depthwise,
+)
 
 
 def twin_moments(x, group_size):
@@ -174,3 +181,32 @@ def test_initial_values():
         assert leaf.std() == pytest.approx(deviation, rel=4 / np.sqrt(leaf.size)), name
     aspp = np.asarray(params["head/aspp1_depthwise/conv/kernel"])
     assert 0.6 < np.abs(aspp).max() <= 0.66
+
+
+def test_a_pointwise_layer_multiplies_in_the_type_of_its_input():
+    """In bfloat16: kernel and incoming gradient rounded, sums and result float32, nothing else; in float32, exact."""
+    module = Pointwise(48, 5, kernel_init=glorot_uniform, rngs=nnx.Rngs(0))
+    params, _ = initial_state(module, jax.random.key(0))
+    params["conv"]["bias"] = jnp.arange(5.0)
+    graph, rng = nnx.graphdef(module), np.random.default_rng(0)
+    x, slopes = rng.standard_normal((2, 3, 4, 48)), rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
+
+    def rounded(values):
+        return np.asarray(jnp.asarray(values).astype(jnp.bfloat16).astype(jnp.float32), np.float64)
+
+    kernel = np.asarray(params["conv"]["kernel"][0, 0])
+    for dtype, cut in ((jnp.bfloat16, rounded), (jnp.float32, lambda values: np.asarray(values, np.float64))):
+        given = jnp.asarray(x).astype(dtype)
+        found, gradient = jax.vjp(lambda p, x: nnx.merge(graph, p)(x), params, given)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, cut(given) @ cut(kernel) + np.arange(5), rtol=1e-5, atol=1e-5)
+        of_params, of_x = gradient(slopes)
+        assert of_x.dtype == dtype
+        assert of_params["conv"]["kernel"].dtype == jnp.float32
+        expected = np.einsum("bhwc,bhwd->cd", cut(given), cut(slopes))
+        np.testing.assert_allclose(of_params["conv"]["kernel"][0, 0], expected, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(of_params["conv"]["bias"], slopes.sum((0, 1, 2)), rtol=1e-5)
+        # The gradient of a bfloat16 input is one, too: half a unit in the last place, 2^-9.
+        np.testing.assert_allclose(
+            cut(of_x), cut(slopes) @ cut(kernel).T, rtol=2**-8 if cut is rounded else 1e-5, atol=1e-5
+        )

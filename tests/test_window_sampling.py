@@ -11,8 +11,7 @@ import pytest
 from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run, run_eagerly
 
 from pc2seg_jax.ops.arrivals import CHUNK, NO_MARK, Arrivals, draw_arrivals, draw_from_arrivals
-from pc2seg_jax.ops.blocks import count_blocks, cut_into_blocks, golden_share
-from pc2seg_jax.ops.contrastive import choose_window
+from pc2seg_jax.ops.blocks import choose_window, count_blocks, cut_into_blocks, golden_share
 from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)

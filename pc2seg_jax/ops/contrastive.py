@@ -8,6 +8,7 @@ not looked at. Method "full": every anchor looks at all candidates with clocks o
 hold them all.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -15,11 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from pc2seg_jax.ops.arrivals import draw_from_arrivals
-from pc2seg_jax.ops.blocks import count_blocks, cut_into_blocks, draw_windows, join_blocks, largest_divisor
+from pc2seg_jax.ops.blocks import Layout, cut_into_blocks, draw_windows, join_blocks, largest_divisor, lay_out
 from pc2seg_jax.ops.info_nce import compare_with_negatives
 from pc2seg_jax.ops.losses import NOT_DRAWN, unit_vectors
 from pc2seg_jax.ops.sampling import (
-    OF_OTHER_IMAGES,
     Candidates,
     draw_mask,
     exponential_clocks,
@@ -67,20 +67,6 @@ class _Pixels(NamedTuple):
     label: jax.Array | None
 
 
-def choose_window(num_negatives: int, num_candidates: int, num_eligible: int) -> int:
-    """How many candidates a block of anchors looks at by default: of every group's max(1024, 5 N), those eligible.
-
-    The draw is exact for an anchor whose mean weight is above about N / window, so that with 5 N an anchor may have
-    three quarters of the candidates in its own class; two thirds where the window is more than half of them, as more
-    arrive again. 1024 cost next to nothing. Rounded up to 128, at most all that are eligible.
-
-    Args:
-      num_candidates, num_eligible: all of a group, and those that the strategy may draw for an anchor.
-    """
-    looked_at = max(1024, 5 * num_negatives) * num_eligible / num_candidates
-    return min(num_eligible, 128 * math.ceil(looked_at / 128))
-
-
 def pixel_contrast(
     weak: jax.Array,
     strong: jax.Array,
@@ -112,7 +98,7 @@ def pixel_contrast(
       keys: [G], one random key per group.
       strategy, method: a key of `sampling.STRATEGIES`; of `METHODS`, see above.
       num_negatives, temperature: N and tau of eq. 4; an anchor with fewer candidates than N uses those it has.
-      window: candidates per block of anchors; 0: `choose_window`. A window that holds all is "full".
+      window: candidates per block of anchors; 0: `blocks.choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
       block_size: anchors per block, about, all of one image; 0: 256. The variance of "window" grows with it.
@@ -132,21 +118,12 @@ def pixel_contrast(
     """
     span = span or GroupSpan()
     anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, span)
-    num_candidates, cells = candidates.number.shape[1], math.prod(weak.shape[2:4])
-    images = num_candidates // (2 * cells)
-    # A window has none of what the strategy never draws for its anchors.
-    without_own = strategy in OF_OTHER_IMAGES and images > 1
-    num_eligible = num_candidates - 2 * cells * without_own
-    width = window or choose_window(num_negatives, num_candidates, num_eligible)
-    whole = method == "full" or width >= num_eligible
-    in_block = min(block_size or 256, 2 * cells)
-    blocks_of_image = count_blocks(math.ceil(2 * cells / in_block), weak.shape[3])
-    num_blocks = weak.shape[1] * blocks_of_image
-    at_once = pairs_at_once // (len(weak) * in_block * width)
-    at_hand = span.first + jnp.arange(weak.shape[1])
+    images = candidates.number.shape[1] // (2 * math.prod(weak.shape[2:4]))
+    layout = lay_out((images, *weak.shape[2:4]), strategy, num_negatives, method, window, block_size)
+    at_once = pairs_at_once // (len(weak) * layout.block_size * layout.width)
 
     def of_block(anchors: _Pixels, positive, candidates: _Pixels, draw):
-        weights = sampling_weights(strategy, _known(anchors, images, cells), _known(candidates, images, cells))
+        weights = sampling_weights(strategy, _known(anchors, layout), _known(candidates, layout))
         positive, (drawn, possible) = jnp.sum(anchors.z * positive, axis=-1), draw(weights)
         a, b = anchors.z.astype(dtype), candidates.z.astype(dtype)
         compared = compare_with_negatives(a, positive, b, drawn, temperature)
@@ -154,29 +131,33 @@ def pixel_contrast(
 
     def of_group(anchors: _Pixels, positive: jax.Array, candidates: _Pixels, key: jax.Array):
         def look_at_all(block):
-            clocks = exponential_clocks(jax.vmap(jax.random.fold_in, (None, 0))(key, block[0].number), num_candidates)
-
-            def draw(weights):
-                return draw_mask(clocks, weights, num_negatives), jnp.sum(weights > 0, axis=-1)
-
+            draw = functools.partial(_draw_from_all, key, block[0].number, num_negatives)
             return of_block(*block, candidates, draw)
 
         def look_at_a_window(block):
             *pixels, arrivals = block
             return of_block(*pixels, lambda weights: draw_from_arrivals(arrivals, weights, num_negatives))
 
-        blocks = jax.tree.map(lambda x: cut_into_blocks(x, blocks_of_image), (anchors, positive))
-        if whole:
+        blocks = jax.tree.map(lambda x: cut_into_blocks(x, layout.blocks), (anchors, positive))
+        if layout.whole:
             return jax.lax.map(jax.checkpoint(look_at_all, prevent_cse=False), blocks)
-        places, arrivals = draw_windows(key, at_hand, images, cells, blocks_of_image, width, without_own)
+        places, arrivals = draw_windows(key, span.first + jnp.arange(weak.shape[1]), layout)
         seen = jax.tree.map(lambda x: x[places], candidates)
         seen = seen._replace(z=seen.z.astype(dtype))  # cast here, the gradients of a candidate add up in float32
-        return jax.lax.map(look_at_a_window, (*blocks, seen, arrivals), batch_size=largest_divisor(num_blocks, at_once))
+        side_by_side = largest_divisor(len(places), at_once)
+        return jax.lax.map(look_at_a_window, (*blocks, seen, arrivals), batch_size=side_by_side)
 
     results = jax.vmap(of_group)(anchors, anchors.z[:, ::-1], candidates, keys)
     loss, mask, stats = jax.tree.map(lambda x: join_blocks(x, weak.shape[:4]), results)
-    possible = stats.num_candidates * (1.0 if whole else num_eligible / width)
-    return loss, mask, stats._replace(num_candidates=possible, exact=whole | (stats.num_negatives >= num_negatives))
+    possible = stats.num_candidates * (layout.eligible / layout.width)
+    exact = layout.whole | (stats.num_negatives >= num_negatives)
+    return loss, mask, stats._replace(num_candidates=possible, exact=exact)
+
+
+def _draw_from_all(key: jax.Array, number: jax.Array, n: int, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What `draw_from_arrivals` returns, with clocks of its own for every anchor and candidate: [A] and [A, M]."""
+    clocks = exponential_clocks(jax.vmap(jax.random.fold_in, (None, 0))(key, number), weights.shape[1])
+    return draw_mask(clocks, weights, n), jnp.sum(weights > 0, axis=-1)
 
 
 def pixel_contrast_literal(
@@ -198,11 +179,11 @@ def pixel_contrast_literal(
     Arguments, results, errors: as `pixel_contrast` with method "full", with the same draws for the same keys.
     """
     anchors, candidates = _pixels(weak, strong, probs, valid, label, ignore_id, GroupSpan())
-    images, cells = weak.shape[1], math.prod(weak.shape[2:4])
+    layout = lay_out(weak.shape[1:4], strategy, num_negatives, "full")
 
     def of_group(group):
         pixels, positive, key = group
-        known = _known(pixels, images, cells)
+        known = _known(pixels, layout)
         weights = sampling_weights(strategy, known, known)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, pixels.number)
         index, drawn = gumbel_top_k(exponential_clocks(keys, len(pixels.number)), weights, num_negatives)
@@ -241,9 +222,9 @@ def _pixels(weak, strong, probs, valid, label, ignore_id, span: GroupSpan) -> tu
     return _Pixels(z, at_hand, *shown), together
 
 
-def _known(pixels: _Pixels, images: int, cells: int) -> Candidates:
-    pixel = pixels.number % (images * cells)
-    return Candidates(pixel // cells, pixel, pixels.probs, pixels.valid, pixels.label)
+def _known(pixels: _Pixels, layout: Layout) -> Candidates:
+    pixel = pixels.number % (layout.candidates // 2)
+    return Candidates(pixel // layout.cells, pixel, pixels.probs, pixels.valid, pixels.label)
 
 
 def _info_nce(anchors: _Pixels, positive, ratio, cosines, drawn, possible, label):
