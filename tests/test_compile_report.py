@@ -225,7 +225,7 @@ def test_a_pod_that_is_not_at_hand():
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="jax-cuda12-plugin is not installed")
 def test_gpus_that_are_not_at_hand():
-    text = compile_elsewhere("--topology=h200:2", "--config.objective=supervised")
+    text = compile_elsewhere("--topology=h200:2", "--config.objective=supervised", "--config.group_size=2")
     assert "2 x NVIDIA H200" in text
     assert "of its 141 GB" in text
     assert re.search("memory traffic .* GB in [0-9,]+ kernels", text)
