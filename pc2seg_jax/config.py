@@ -54,7 +54,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.loss.num_negatives = 200
     c.loss.strategy = "different_image_pseudo_label"
     c.loss.sampling = "window"  # window | full: candidates that an anchor looks at (ops/contrastive.py)
-    c.loss.window = 0  # of so many candidates; 0: five per negative, 1024 or more
+    c.loss.window = 0  # of so many candidates; 0: five per negative, 1024 or more, less those of images that offer none
     c.loss.mask_cutout = True  # pixels under Cutout take no part in the unlabelled losses
     c.loss.delay = 0  # steps of supervised training before the unlabelled losses begin (Tab. 11)
 
