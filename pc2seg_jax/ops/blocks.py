@@ -41,7 +41,7 @@ def lay_out(
     eligible = candidates - 2 * cells * (strategy in OF_OTHER_IMAGES and images > 1)
     width = min(eligible, window or choose_window(num_negatives, candidates, eligible))
     whole = method == "full" or width == eligible
-    block_size = min(block_size or 256, 2 * cells)
+    block_size = min(block_size or max(256, 32 * images), 2 * cells)
     blocks = count_blocks(math.ceil(2 * cells / block_size), shape[2])
     return Layout(images, cells, blocks, block_size, candidates, eligible, eligible if whole else width, whole)
 

@@ -101,7 +101,7 @@ def pixel_contrast(
       window: candidates per block of anchors; 0: `blocks.choose_window`. A window that holds all is "full".
       label: [G, g', h, w] int32 ground truth for `oracle` and for `false_negative_rate`, or None.
       ignore_id: label value of pixels without ground truth; negative labels are unknown too.
-      block_size: anchors per block, about, all of one image; 0: 256. The variance of "window" grows with it.
+      block_size: anchors per block, about, all of one image; 0: 256, or 32 g. The variance of "window" grows with it.
       pairs_at_once: "window" takes so many blocks side by side as have this many pairs of anchor and candidate, or one:
         for devices that one block does not keep busy. The result does not depend on it.
       dtype: float type of the features in the products with negatives, in JAX's default precision, summed in float32.
