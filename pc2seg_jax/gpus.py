@@ -96,8 +96,8 @@ def _traffic_of(computations: dict[str, dict[str, re.Match]], name: str) -> Traf
         if kind == "conditional" and (branches := _BRANCHES.search(rest)):
             names = [branch.strip().lstrip("%") for branch in branches[1].split(",")]
             inside = max((_traffic_of(computations, branch) for branch in names), key=lambda traffic: traffic.bytes)
-        elif kind in ("while", "call") or kind.startswith("async"):
-            inside = _traffic_of(computations, _CALLED.search(rest)[1])
+        elif kind in ("while", "call", "async-start") and (called := _CALLED.search(rest)):
+            inside = _traffic_of(computations, called[1])
             times = int(trips[1]) if (trips := _TRIPS.search(rest)) else 1
         else:
             operands = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])

@@ -270,6 +270,8 @@ multiply_in_type_of.defvjp(_multiply_forward, _multiply_backward)
 class Pointwise(nnx.Module):
     """1x1 convolution with bias and without normalisation, float32 out: logits and projections.
 
+    Inputs of other types are not widened, see `multiply_in_type_of`.
+
     Args:
       channels_in, channels: sizes of the last axis before and after.
       kernel_init: distribution of the kernel, from its fans; the bias starts at 0.
