@@ -63,21 +63,27 @@ def test_the_state_stays_in_float32(traced):
         assert leaf.dtype in (jnp.float32, jnp.int32)
 
 
-def test_convolutions_run_in_bfloat16_but_for_logits_and_projections(traced):
-    """Operands and result have one type, so that nothing is cast up on the way; gradients included."""
+def test_convolutions_logits_and_projections_multiply_in_bfloat16(traced):
+    """Operands have one type, so that nothing is cast up on the way; gradients included."""
     step, state = traced
-    exceptions = {
-        state.params["head"]["logits"]["conv"]["kernel"].shape,
-        state.params["projection"]["conv5"]["weak"]["conv"]["kernel"].shape,
-    }
-    count = {"bfloat16": 0, "float32": 0}
+    logits, projection = state.params["head"]["logits"], state.params["projection"]["conv5"]["weak"]
+    kernels = [layer["conv"]["kernel"].shape[2:] for layer in (logits, projection)]
+    convolutions, products = 0, {}
     for equation in equations(step.jaxpr.jaxpr):
+        operands = [variable.aval for variable in equation.invars]
+        result = equation.outvars[0].aval if equation.outvars else None
         if equation.primitive.name == "conv_general_dilated":
-            variables = (*equation.invars, *equation.outvars)
-            (dtype,) = {str(variable.aval.dtype) for variable in variables}
-            count[dtype] += 1
-            assert dtype == "bfloat16" or exceptions & {variable.aval.shape for variable in variables}, equation
-    assert count["bfloat16"] > 10 * count["float32"] > 0
+            convolutions += 1
+            assert {str(x.dtype) for x in (*operands, result)} == {"bfloat16"}, equation
+        elif equation.primitive.name == "dot_general":
+            for kernel in kernels:
+                if kernel in (operands[1].shape, result.shape):  # forward, and the gradient of the kernel
+                    assert {str(x.dtype) for x in operands} == {"bfloat16"}, equation
+                    assert result.dtype == jnp.float32, equation
+                    products.setdefault(kernel, []).append(result.shape == kernel)
+    assert convolutions > 10
+    assert sorted(products[kernels[0]]) == [False, False, True]  # the weak pass, and the other with its gradient
+    assert sorted(products[kernels[1]]) == [False, False, True, True]  # weak and strong
 
 
 def test_no_sum_runs_in_bfloat16(traced):

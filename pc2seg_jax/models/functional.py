@@ -100,7 +100,7 @@ def create_model(
       group_size: images normalised together in training; None is the whole batch.
       contrast_layers: of `CONTRAST_LAYERS`, returned as `Outputs.features`.
       projection_dim, shared_projection: D; one projection for both views instead of one for each.
-      dtype: of convolutions and activations; parameters, statistics, logits and projections stay float32.
+      dtype: of convolutions and activations; parameters, statistics, logits and projections are float32.
 
     Raises:
       UserError: unknown backbone, contrast layer or output stride, multi_grid of the wrong length.
