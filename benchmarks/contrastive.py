@@ -28,16 +28,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.sharding import NamedSharding
 
-from pc2seg_jax import compile_report, config, recipes
+from pc2seg_jax import cli, compile_report, config, recipes
 from pc2seg_jax.chips import CHIPS
+from pc2seg_jax.errors import UserError
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.objective import PAIRS_ON_GPU
 from pc2seg_jax.ops.contrastive import pixel_contrast, pixel_contrast_literal
 from pc2seg_jax.ops.losses import masked_mean
 from pc2seg_jax.parallel import Shardings, make_shardings, map_groups
+from pc2seg_jax.programs import find_collectives
 
 _FORMS = flags.DEFINE_list("forms", ["literal", "full", "window"], "Which forms.")
 _NEGATIVES = flags.DEFINE_list("negatives", ["50", "100", "200", "400", "800", "1600"], "N, negatives per anchor.")
@@ -179,7 +181,7 @@ def compile_for(topology: str) -> None:
                     raise
                 print(f"{g:5} {n:5}  {form:<8} {chips:5}  does not fit: {str(error).splitlines()[0][:90]}", flush=True)
                 continue
-            found = compile_report.find_collectives(compiled.as_text())
+            found = find_collectives(compiled.as_text())
             said = ", ".join(f"{c.operations} {c.kind} {c.bytes / 1e6:.2f} MB" for c in found) or "none"
             print(
                 f"{g:5} {n:5}  {form:<8} {chips:5} {compiled.memory_analysis().temp_size_in_bytes / 2**30:16.3f} "
@@ -196,7 +198,10 @@ def paper_step() -> ml_collections.ConfigDict:
 
 def traffic_of_the_step(topology: str) -> None:
     """What the compiled step of 16 labelled and 16 other images launches and moves on one GPU, at 513 x 513."""
-    c, shardings = paper_step(), make_shardings(devices=compile_report.topology_devices(topology)[:1])
+    devices = compile_report.topology_devices(topology)
+    if devices[0].platform != "gpu":
+        raise UserError(f"--share --topology={topology}: memory traffic is read of GPUs alone, expected e.g. h200")
+    c, shardings = paper_step(), make_shardings(devices=devices[:1])
     c.batch_labeled = c.batch_unlabeled = 16
     bandwidth = CHIPS[shardings.mesh.devices.flat[0].device_kind].hbm
     print("form         N  kernels       GB  share  ms at full bandwidth", flush=True)
@@ -268,4 +273,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

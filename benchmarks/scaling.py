@@ -34,6 +34,7 @@ from pc2seg_jax import build, cli, compile_report
 from pc2seg_jax.chips import CHIPS, Chip
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.parallel import make_shardings
+from pc2seg_jax.programs import find_collectives
 from pc2seg_jax.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; keys are set with --config.key=value.")
@@ -64,7 +65,7 @@ def stays_near(instruction: str) -> bool:
 
 def count_operations(text: str) -> tuple[int, int]:
     """Collective operations of a compiled program: all of them, and those that stay near."""
-    lines = [line for line in text.splitlines() if compile_report.find_collectives(line)]
+    lines = [line for line in text.splitlines() if find_collectives(line)]
     return len(lines), sum(map(stays_near, lines))
 
 

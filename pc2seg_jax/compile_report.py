@@ -1,8 +1,6 @@
 """What the compiler says of a training step: memory, operations and communication, before anything is run."""
 
-import collections
 import os
-import re
 import time
 from typing import NamedTuple
 
@@ -14,23 +12,10 @@ from pc2seg_jax.chips import CHIPS
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.parallel import Shardings
+from pc2seg_jax.programs import Collective, Traffic, find_collectives, find_traffic
 from pc2seg_jax.types import Crops, TrainState
 
-_COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|ragged-all-to-all"
-# %name = shape kind(operands...) of one instruction; asynchronous ones are counted where they start.
-_INSTRUCTION = re.compile(rf"= (?P<shape>\(.*?\)|\S+) (?P<kind>{_COLLECTIVES})(?P<start>-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
-_BITS = re.compile(r"[0-9]+")
 UNREADABLE = "this jaxlib cannot read the program that this libtpu has compiled; try another version of libtpu"
-
-
-class Collective(NamedTuple):
-    """All collective operations of one kind on one type of number. bytes: that one device contributes, in total."""
-
-    kind: str
-    dtype: str
-    operations: int
-    bytes: int
 
 
 class Report(NamedTuple):
@@ -52,7 +37,7 @@ class Report(NamedTuple):
     compiled_flops: float | None
     memory: dict[str, int]
     collectives: list[Collective] | None
-    traffic: gpus.Traffic | None
+    traffic: Traffic | None
     compile_seconds: float
 
 
@@ -151,7 +136,7 @@ def compile_step(
             "code": memory.generated_code_size_in_bytes,
         },
         collectives=_read_collectives(compiled),
-        traffic=gpus.find_traffic(compiled.as_text()) if device.platform == "gpu" else None,
+        traffic=find_traffic(compiled.as_text()) if device.platform == "gpu" else None,
         compile_seconds=seconds,
     )
 
@@ -161,28 +146,6 @@ def _read_collectives(compiled: jax.stages.Compiled) -> list[Collective] | None:
         return find_collectives(compiled.as_text())
     except jax.errors.JaxRuntimeError:  # a newer libtpu may use instructions that this jaxlib does not know
         return None
-
-
-def find_collectives(text: str) -> list[Collective]:
-    """The collective operations of a compiled program, the largest kinds first. text: `compiled.as_text()`."""
-    operations, sizes = collections.Counter(), collections.Counter()
-    for instruction in _INSTRUCTION.finditer(text):
-        arrays = [(dtype, _bytes(dtype, dims)) for dtype, dims in _ARRAY.findall(instruction["shape"])]
-        if instruction["start"] and instruction["kind"] != "all-reduce":  # a pair of operands and results
-            arrays = arrays[: len(arrays) // 2]
-        for dtype in {dtype for dtype, _ in arrays}:
-            operations[instruction["kind"], dtype] += 1
-        for dtype, size in arrays:
-            sizes[instruction["kind"], dtype] += size
-    return [Collective(*key, operations[key], size) for key, size in sizes.most_common()]
-
-
-def _bytes(dtype: str, dims: str) -> int:
-    count = 1
-    for size in filter(None, dims.split(",")):
-        count *= int(size)
-    bits = _BITS.search(dtype)
-    return count * (int(bits[0]) if bits else 8) // 8
 
 
 def table(report: Report) -> str:

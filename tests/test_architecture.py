@@ -28,7 +28,7 @@ COMMANDS = (
 # import one another freely.
 LAYERS = (
     ("__init__", "errors", "types", "resize", "chips", "flops"),
-    ("files", "surroundings", "confusion_picture", "gpus"),
+    ("files", "surroundings", "confusion_picture", "gpus", "programs"),
     ("config", "parallel", "processes", "profiling", "downloads", "storage_noise", "exported"),
     ("ops", "models", "data", "recipes", "validation", "streams"),
     ("objective", "optim", "checkpoints", "writers", "workdir", "weights", "bootstrap"),

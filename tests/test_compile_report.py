@@ -17,6 +17,7 @@ from pc2seg_jax.chips import CHIPS
 from pc2seg_jax.errors import UserError
 from pc2seg_jax.flops import count_flops
 from pc2seg_jax.models import create_model
+from pc2seg_jax.programs import Traffic, find_collectives, find_traffic
 
 
 def flops(function, *arguments):
@@ -103,7 +104,7 @@ TEXT = """
 
 
 def test_collectives_are_read_from_a_program():
-    found = {(c.kind, c.dtype): (c.operations, c.bytes) for c in compile_report.find_collectives(TEXT)}
+    found = {(c.kind, c.dtype): (c.operations, c.bytes) for c in find_collectives(TEXT)}
     assert found == {
         ("all-reduce", "f32"): (2, 4 + 16),
         ("all-reduce", "bf16"): (1, 12),
@@ -158,7 +159,7 @@ ENTRY %main (y: bf16[2,8], start: (s32[], f32[4])) -> f32[4] {
 
 def test_traffic_is_read_from_a_program():
     """A product of 64 bytes by itself to 8 + 16, five times 16 to 16, and the costlier branch, twice 16 to 16."""
-    found = gpus.find_traffic(PROGRAM)
+    found = find_traffic(PROGRAM)
     assert found == (1 + 5 + 2, (2 * 32 + 8 + 16) + 5 * 32 + 2 * 32)
 
 
@@ -197,7 +198,7 @@ def test_the_report_of_the_real_step(tiny_config):
     assert "collectives      unknown, as this jaxlib cannot" in compile_report.table(report._replace(collectives=None))
     untold = report._replace(memory=report.memory | {"temporary": 0})
     assert ["the sum is too small" in compile_report.table(x) for x in (report, untold)] == [False, True]
-    moved = report._replace(traffic=gpus.Traffic(12, 4.8e12), device_kind="NVIDIA H200")
+    moved = report._replace(traffic=Traffic(12, 4.8e12), device_kind="NVIDIA H200")
     assert "memory traffic   4800.0 GB in 12 kernels\n  at full speed  1000.0 ms" in compile_report.table(moved)
     parted = tiny_config(objective="supervised", batch_labeled=4, accumulate=2)
     again = compile_report.step_flops(parted, num_classes=7, shardings=parallel.make_shardings(1))

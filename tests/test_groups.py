@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pc2seg_jax.compile_report import find_collectives
 from pc2seg_jax.ops.contrastive import pixel_contrast
 from pc2seg_jax.ops.image_contrast import image_contrast
 from pc2seg_jax.parallel import make_shardings, map_groups
+from pc2seg_jax.programs import find_collectives
 from pc2seg_jax.types import GroupSpan
 
 IMAGES, SIZE, DIM, CLASSES = 16, 4, 8, 5

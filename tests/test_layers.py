@@ -206,7 +206,7 @@ def test_a_pointwise_layer_multiplies_in_the_type_of_its_input():
         expected = np.einsum("bhwc,bhwd->cd", cut(given), cut(slopes))
         np.testing.assert_allclose(of_params["conv"]["kernel"][0, 0], expected, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(of_params["conv"]["bias"], slopes.sum((0, 1, 2)), rtol=1e-5)
-        # The gradient of a bfloat16 input is one, too: half a unit in the last place, 2^-9.
+        # The gradient of a bfloat16 input is one, too: of 8 bits: half a unit in the last place is up to 2^-8.
         np.testing.assert_allclose(
             cut(of_x), cut(slopes) @ cut(kernel).T, rtol=2**-8 if cut is rounded else 1e-5, atol=1e-5
         )

@@ -11,7 +11,7 @@ import pytest
 from test_contrastive import IGNORE, TEMPERATURE, evaluate, inputs, loss_and_gradient, run, run_eagerly
 
 from pc2seg_jax.ops.arrivals import CHUNK, NO_MARK, Arrivals, draw_arrivals, draw_from_arrivals
-from pc2seg_jax.ops.blocks import choose_window, count_blocks, cut_into_blocks, golden_share
+from pc2seg_jax.ops.blocks import choose_window, count_blocks, cut_into_blocks, golden_share, join_blocks
 from pc2seg_jax.ops.sampling import Candidates, sampling_weights
 
 KEY = jax.random.key(7)
@@ -271,6 +271,15 @@ def test_a_cell_and_its_neighbours_are_in_different_blocks(blocks, width):
     view, down, right = (np.moveaxis(block_of.reshape(30, width, 2), axis, 0) for axis in (2, 0, 1))
     for apart in (view, down, right) if blocks > 1 else ():
         assert (apart[1:] != apart[:-1]).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4, 9])
+def test_joining_undoes_cutting(blocks):
+    """70 anchors of an image: one block, 24 each, 18 that become 24, and 8."""
+    x = np.arange(2 * 2 * 3 * 35).reshape(2, 2, 3, 35)
+    cut = jnp.stack([cut_into_blocks(jnp.asarray(group), blocks) for group in x])
+    assert cut.shape == (2, 3 * blocks, {1: 70, 3: 24, 4: 24, 9: 8}[blocks])
+    np.testing.assert_array_equal(join_blocks(cut, (2, 3, 5, 7)), np.moveaxis(x, 1, 2).reshape(2, 3, 2, 5, 7))
 
 
 @pytest.mark.parametrize("blocks", [2, 5, 14, 35, 69, 132])
