@@ -107,7 +107,7 @@ def warn_of_draws(values: dict[str, float], config: ml_collections.ConfigDict) -
         if missing > 1 - ENOUGH:
             return (
                 f"warning: {missing:.0%} of the anchors are certain of fewer than {wanted} negatives in their window "
-                "and use those: raise --config.loss.window (0: five candidates per negative, at least 1024) or lower "
+                "and use those: raise --config.loss.window (0: about five candidates per negative) or lower "
                 "--config.loss.num_negatives in a new run"
             )
         if found < ENOUGH * wanted:
